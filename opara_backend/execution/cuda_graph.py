@@ -1,0 +1,118 @@
+"""Schedule -> one captured CUDA Graph.
+
+Takes: a Program, a Plan, arguments at static addresses. Gives: a graph whose branches are the schedule's streams.
+Must not change: the caller's current stream or device. Errors: whatever capture raises, after capture mode is left
+and the graph's memory given back.
+
+How a stream becomes a branch: kernels are launched in the schedule's order, each on its stream, which first waits
+for the events of the kernels in `waits`; all streams start from one event and join in the end. Library workspaces
+(cuBLAS keeps one per stream) are allocated inside the capture and so live as long as the graph (pytorch#193402).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from opara_backend import upstream
+from opara_backend.execution.host import Arena, Plan
+from opara_backend.execution.program import Activation, Program
+
+Probe = Callable[[int], None]
+
+
+class CapturedGraph:
+    """A replayable graph, the outputs it fills, and the memory it works in."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: tuple[Any, ...], arena: Arena, nbytes: int) -> None:
+        self.graph, self.outputs, self.arena, self.nbytes = graph, outputs, arena, nbytes
+
+    def replay(self) -> None:
+        """Queue one run on the current stream."""
+        self.graph.replay()
+
+    def reset(self) -> None:
+        """Give the graph's memory back; the graph cannot be replayed after."""
+        self.graph.reset()
+        self.outputs = ()
+
+
+def capture(
+    program: Program,
+    plan: Plan,
+    args: Sequence[Any],
+    streams: Sequence[torch.cuda.Stream],
+    pool: Any,
+    probe: Probe | None = None,
+) -> CapturedGraph:
+    """Capture `plan` on `streams` (at least as many as the schedule uses), allocating from memory pool `pool`.
+
+    probe: called with a kernel's index before its launch, and with -1 behind the last, on the kernel's stream: for
+    events between kernels. All kernels must have run once before, so that nothing is compiled or tuned in capture.
+    """
+    device = torch.device(plan.graph.device)
+    with torch.cuda.device(device):
+        arena = Arena(plan.memory, plan.graph.device)
+        torch.cuda.synchronize(device)
+        upstream.clear_cublas_workspaces()
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        before = torch.cuda.memory_reserved(device)
+        try:
+            with torch.cuda.stream(streams[0]):
+                # Other threads may go on allocating and launching while this one captures.
+                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                try:
+                    outputs = _launch_all(program, plan, args, streams, arena, probe)
+                finally:
+                    graph.capture_end()
+            graph.instantiate()
+        except BaseException:
+            graph.reset()
+            raise
+        finally:
+            upstream.clear_cublas_workspaces()
+        return CapturedGraph(graph, outputs, arena, torch.cuda.memory_reserved(device) - before)
+
+
+def _launch_all(
+    program: Program,
+    plan: Plan,
+    args: Sequence[Any],
+    streams: Sequence[torch.cuda.Stream],
+    arena: Arena,
+    probe: Probe | None,
+) -> tuple[Any, ...]:
+    schedule = plan.schedule
+    awaited = {before for waits in schedule.waits for before in waits}
+    origin = streams[0]
+    activation = Activation(program, args, arena)
+    activation.advance()
+    started = torch.cuda.Event()
+    started.record(origin)
+    used = sorted(set(schedule.stream))
+    for index in used:
+        if streams[index] is not origin:
+            streams[index].wait_event(started)
+    events: dict[int, torch.cuda.Event] = {}
+    for kernel, finished in zip(schedule.order, plan.memory.releases, strict=True):
+        stream = streams[schedule.stream[kernel]]
+        for before in schedule.waits[kernel]:
+            stream.wait_event(events[before])
+        for name in finished:
+            activation.release[name]()
+        with torch.cuda.stream(stream):
+            if probe is not None:
+                probe(kernel)
+            activation.tasks[kernel]()
+        if kernel in awaited:
+            events[kernel] = torch.cuda.Event()
+            events[kernel].record(stream)
+    if probe is not None:
+        probe(-1)
+    for index in used:
+        if streams[index] is not origin:
+            origin.wait_stream(streams[index])
+    activation.advance()
+    return activation.outputs

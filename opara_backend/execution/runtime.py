@@ -1,0 +1,123 @@
+"""One compiled graph, called: decides per concrete shape how it runs, and keeps calls apart.
+
+Takes: a Program, its KernelGraph, Options. Gives: a callable with stock Inductor's calling convention (a list of
+arguments that it empties, a tuple of outputs).
+Must not change: what the program means. The first call of a shape *is* one plain run in program order; profiling
+and capture come after it and put back whatever state they touch, so side effects happen exactly once.
+
+Calls are serialised by a lock, and a call on another stream than the last one's waits for that stream: all captures
+of one graph share an arena's lifetime and the same static inputs, and never run at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from opara_backend import fallback
+from opara_backend.execution import host
+from opara_backend.execution.host import InOrder, Plan
+from opara_backend.execution.program import Program
+from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import plan_memory, verify_memory
+from opara_backend.options import Options
+from opara_backend.profiling.profile import Profile, build_profile
+from opara_backend.report.record import GraphRecord, publish
+from opara_backend.scheduling.build import build
+from opara_backend.scheduling.schedule import verify
+
+log = logging.getLogger(__name__)
+
+Executable = Callable[[Sequence[Any]], tuple[Any, ...]]
+
+
+class Runtime:
+    """The callable of one compiled graph. `record` is what reports read."""
+
+    def __init__(self, program: Program, graph: KernelGraph, options: Options) -> None:
+        self.program, self.graph, self.options = program, graph, options
+        self.record = GraphRecord(graph, options)
+        self._lock = threading.Lock()
+        self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
+        self._captures = 0
+        self._scalars: tuple[int, ...] | None = None
+        self._cuda: Any = None  # lane of the captured graphs, made when first needed
+        self._unplanned = self._why_unplanned()
+        publish(self.record)
+
+    def _why_unplanned(self) -> bool:
+        """True if the program can only be run in program order, because the host decides in the middle of it."""
+        if len(self.graph.segments) > 1:
+            if self.graph.device != "cpu":
+                self._step_down(FallbackReason.HOST_DECISION, f"{len(self.graph.segments)} segments")
+            return True
+        return not self.graph.kernels
+
+    def __call__(self, args: list[Any]) -> tuple[Any, ...]:
+        given = list(args)
+        args.clear()
+        if self._unplanned:
+            return host.run_unplanned(self.program, given)
+        key = self._key(given)
+        if self.graph.device == "cpu":
+            found = self._executables.get(key)
+            return found(given) if found is not None else self._first_call(key, given)
+        if self._cuda is None:
+            from opara_backend.execution.lane import CudaLane
+
+            self._cuda = CudaLane(self)
+        return self._cuda(key, given)  # type: ignore[no-any-return]
+
+    # --- the first call of a shape -------------------------------------------------------------------------------
+
+    def _first_call(self, key: tuple[Any, ...], args: Sequence[Any]) -> tuple[Any, ...]:
+        """CPU: run once in program order, and plan from what that run showed."""
+        with self._lock:
+            seen = host.observe(self.program, args)
+            graph = self.graph.bind(seen.nbytes)
+            plan = self.plan(graph, build_profile(graph, seen.durations, None, None))
+            self.remember(key, InOrder(self.program, plan))
+            self.record.planned(key, plan, captured=False)
+        return seen.outputs
+
+    def plan(self, graph: KernelGraph, profile: Profile, policy: str | None = None) -> Plan:
+        """Schedule and place `graph` (sizes bound), and check both."""
+        chosen = policy or self.options.policy
+        schedule = build(
+            graph, profile, policy=chosen, launch_order=self.options.launch_order, streams=self.options.streams
+        )
+        # Outputs that nobody copies afterwards must not lie in memory the next call writes.
+        owned = [n for n in graph.outputs if n is not None] if graph.device == "cpu" else []
+        memory = plan_memory(graph, schedule, exclude=owned)
+        start = time.perf_counter()
+        verify(graph, schedule)
+        verify_memory(graph, schedule, memory)
+        return Plan(graph, profile, schedule, memory, time.perf_counter() - start)
+
+    def remember(self, key: tuple[Any, ...], executable: Executable) -> None:
+        """Keep `executable` for `key`, dropping the least recently made one past the limit."""
+        self._executables[key] = executable
+        while len(self._executables) > self.options.max_captures:
+            self._executables.popitem(last=False)
+
+    def _step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
+        step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
+        self.record.fallbacks.append(step)
+        return step
+
+    def _key(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        """What tells one concrete shape from another: all numbers, and the layouts of tensors with symbolic ones."""
+        if self._scalars is None:
+            self._scalars = tuple(i for i, a in enumerate(args) if not isinstance(a, torch.Tensor))
+        dynamic = self.program.dynamic_inputs
+        if not self._scalars and not dynamic:
+            return ()
+        layouts = tuple((args[i].shape, args[i].stride()) for i in dynamic)
+        return (*(args[i] for i in self._scalars), *layouts)

@@ -1,0 +1,85 @@
+"""The ladder's steps down: why, what to do about it, and where it is counted.
+
+Takes: a reason and a detail. Gives: one warning per step, a count in `torch._dynamo.utils.counters["opara"]`, or an
+error where the user asked for one. Must not change: the result of the user's program.
+
+The ladder: schedule and capture -> schedule without capture -> stock Inductor. Nothing goes below that.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+
+class FallbackReason(enum.Enum):
+    """Why a graph is not captured on several streams. The value is the name users see and count."""
+
+    TRAINING = "training"
+    UNSUPPORTED_DEVICE = "unsupported_device"
+    UNSUPPORTED_OPTION = "unsupported_option"
+    UNSUPPORTED_LOWERING = "unsupported_lowering"
+    HOST_KERNEL = "host_kernel"
+    HOST_DECISION = "host_decision"
+    CAPTURE_OFF = "capture_off"
+    CAPTURE_LIMIT = "capture_limit"
+    CAPTURE_FAILED = "capture_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+
+    @property
+    def remedy(self) -> str:
+        """What the user can do about it."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    FallbackReason.TRAINING: "call the model under torch.no_grad() or torch.inference_mode() to schedule it",
+    FallbackReason.UNSUPPORTED_DEVICE: "move the model to a CUDA device or the CPU",
+    FallbackReason.UNSUPPORTED_OPTION: "leave that Inductor option at its default",
+    FallbackReason.UNSUPPORTED_LOWERING: "nothing to do: stock Inductor runs it; please report the detail",
+    FallbackReason.HOST_KERNEL: "move the tensors named to the GPU, or pass Python numbers as tensors on the GPU",
+    FallbackReason.HOST_DECISION: "keep .item(), data-dependent shapes and control flow out of the compiled region",
+    FallbackReason.CAPTURE_OFF: 'remove options={"cuda_graph": False}',
+    FallbackReason.CAPTURE_LIMIT: 'raise options={"max_captures": ...} or pad inputs to fewer shapes',
+    FallbackReason.CAPTURE_FAILED: "see the exception above; the model runs uncaptured",
+    FallbackReason.OUT_OF_MEMORY: "free GPU memory, or lower the batch size",
+}
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """One step down the ladder: `reason`, what exactly (`detail`), and the exception behind it, as text."""
+
+    reason: FallbackReason
+    detail: str = ""
+    error: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
+        return f"{text} ({self.reason.remedy})"
+
+
+class OparaFallbackError(RuntimeError):
+    """Raised instead of stepping down, with `options={"fallback": "error"}`."""
+
+    def __init__(self, fallback: Fallback) -> None:
+        super().__init__(f"opara would fall back: {fallback}")
+        self.fallback = fallback
+
+
+def step_down(
+    reason: FallbackReason, detail: str = "", *, policy: str = "warn", error: BaseException | None = None
+) -> Fallback:
+    """Log and count one step down, or raise OparaFallbackError if `policy` is "error"."""
+    from opara_backend import upstream
+
+    fallback = Fallback(reason, detail, f"{type(error).__name__}: {error}" if error else "")
+    if policy == "error":
+        raise OparaFallbackError(fallback) from error
+    upstream.counters["opara"][reason.value] += 1
+    level = logging.INFO if reason in (FallbackReason.TRAINING, FallbackReason.CAPTURE_OFF) else logging.WARNING
+    log.log(level, "opara falls back: %s", fallback, exc_info=error)
+    return fallback

@@ -1,0 +1,115 @@
+"""What Inductor knows about buffers and kernels, put into our words: sizes, layouts, operations, source lines.
+
+Takes: Inductor's IR nodes, while the graph that owns them is being lowered (`upstream.V.graph`).
+Gives: `Buffer`s, numbers and short texts. Must not change: anything. Whatever cannot be told is left out, never
+guessed: a size is None, flops are None, a source is empty.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.utils import flop_counter
+
+from opara_backend import upstream
+from opara_backend.kernel_graph import Buffer
+
+log = logging.getLogger(__name__)
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+_FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<name>.+)')
+
+
+def buffer_of(node: Any, *, planned: bool) -> Buffer:
+    """The Buffer for an IR buffer (or a workspace), with its size in bytes where the layout tells."""
+    device = getattr(node, "get_device", lambda: None)()
+    try:
+        dtype, size = node.get_dtype(), tuple(node.get_size())
+        numel = upstream.V.graph.get_allocation_storage_size(node)
+    except (NotImplementedError, AttributeError, AssertionError):
+        # Several outputs, or none: the sizes belong to the parts.
+        return Buffer(node.get_name(), "intermediate", None, "", str(device or "cpu"), planned)
+    return Buffer(
+        node.get_name(), "intermediate", _bytes(numel, dtype), _layout(dtype, size), str(device or "cpu"), planned
+    )
+
+
+def input_buffers(graph: Any) -> tuple[Buffer, ...]:
+    """One Buffer per tensor input of the graph being lowered, in order."""
+    found = []
+    for name in graph.graph_input_names:
+        value = graph.graph_inputs[name]
+        if not hasattr(value, "get_size"):
+            continue
+        dtype, size = value.get_dtype(), tuple(value.get_size())
+        extent = 1 + sum((s - 1) * t for s, t in zip(size, value.get_stride(), strict=True))
+        numel = 0 if any(s == 0 for s in size) else extent
+        found.append(Buffer(name, "input", _bytes(numel, dtype), _layout(dtype, size), str(value.get_device())))
+    return tuple(found)
+
+
+def dtype_name(node: Any) -> str:
+    """Element type of what a node computes, `float32` where it has several or none."""
+    try:
+        return str(node.get_dtype()).removeprefix("torch.")
+    except (NotImplementedError, AttributeError, AssertionError):
+        return "float32"
+
+
+def source_of(origin: Any) -> str:
+    """`file:line in function` of the user's code behind a scheduler node; empty if nothing was recorded."""
+    for fx_node in _fx_nodes(origin):
+        frames = _FRAME.findall(fx_node.meta.get("stack_trace") or "")
+        if frames:
+            file, line, name = frames[-1]
+            return f"{file}:{line} in {name}"
+    return ""
+
+
+def flops_of(origin: Any) -> int | None:
+    """Floating-point operations behind a scheduler node, by PyTorch's own formulas (torch.utils.flop_counter).
+
+    Operators without a formula are counted as one operation per element they produce, which is what tells a
+    pointwise kernel from a matrix product; None where shapes are unknown. Symbolic sizes count with their hints.
+    """
+    total = 0
+    nodes = list(_fx_nodes(origin))
+    for fx_node in nodes:
+        value = fx_node.meta.get("val")
+        packet = getattr(fx_node.target, "overloadpacket", None)
+        try:
+            if packet in flop_counter.flop_registry:
+                args, kwargs = torch.fx.node.map_arg((fx_node.args, fx_node.kwargs), lambda n: n.meta["val"])
+                total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))
+            elif isinstance(value, torch.Tensor):
+                total += int(value.numel())
+        except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
+            log.debug("no flops for %s: %s", fx_node, error)
+            return None
+    return total if nodes else None
+
+
+def _fx_nodes(origin: Any) -> Iterable[torch.fx.Node]:
+    seen: dict[torch.fx.Node, None] = {}
+    for part in origin.get_nodes() if hasattr(origin, "get_nodes") else [origin]:
+        node = getattr(part, "node", part)
+        # Origins are an ordered set of FX nodes; those of one kernel, not of the views it reads through.
+        for fx_node in getattr(node, "origins", ()) or ():
+            if fx_node.op == "call_function":
+                seen[fx_node] = None
+    return seen
+
+
+def _bytes(numel: Any, dtype: torch.dtype) -> int | str:
+    total = numel * dtype.itemsize
+    return int(total) if not getattr(total, "free_symbols", None) else str(total)
+
+
+def _layout(dtype: torch.dtype, size: tuple[Any, ...]) -> str:
+    name = str(dtype).removeprefix("torch.")
+    head = name.rstrip("0123456789")
+    return f"{_SHORT.get(head, head)}{name[len(head) :]}[{', '.join(map(str, size))}]"

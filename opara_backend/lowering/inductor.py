@@ -1,0 +1,399 @@
+"""Inductor's Python wrapper, rewritten as a program of separate kernels (route S: source text).
+
+Takes: the wrapper lines Inductor built for one inference graph, after its own passes over them.
+Gives: a Python module whose `call` is a fresh `Runtime` over `program(...)` and its KernelGraph. The module is plain
+source, so Inductor's FX-graph cache and AOTAutograd's cache store it and load it as they do their own.
+Must not change: the kernels, their order in the text, or any call's text. Where a line is of a kind that cannot be
+rewritten, the whole wrapper is left to stock Inductor and the module says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from opara_backend import upstream
+from opara_backend.kernel_graph import Buffer, KernelGraph
+from opara_backend.lowering import statements
+from opara_backend.lowering.describe import (
+    buffer_of,
+    dtype_name,
+    flops_of,
+    input_buffers,
+    source_of,
+)
+from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
+from opara_backend.lowering.program import ProgramWriter
+
+log = logging.getLogger(__name__)
+
+# What Inductor must not do for us, because we do it later and with knowledge of the schedule (memory), or because
+# it would split or guard the text we rewrite. `inplace_buffers` and `allow_buffer_reuse` tie kernels together.
+PATCHES: dict[str, Any] = {
+    "inplace_buffers": False,
+    "allow_buffer_reuse": False,
+    "memory_planning": False,
+    "graph_partition": False,
+    "size_asserts": False,
+    "alignment_asserts": False,
+    "scalar_asserts": False,
+    "nan_asserts": False,
+    "triton.autotune_at_compile_time": False,
+}
+
+# Lines that only keep Inductor's own books: nothing of them reaches the program.
+_BOOKKEEPING = (
+    "FreeLine",
+    "FreeIfNotReusedLine",
+    "NullLine",
+    "CommentLine",
+    "EnterDeviceContextManagerLine",
+    "ExitDeviceContextManagerLine",
+    "AssertSizeStrideLine",
+    "GroupedAssertSizeStrideLine",
+    "AssertAlignmentLine",
+    "KernelDefinitionLine",
+    "LineContext",
+)
+# Lines whose meaning our schedule would change: the user chose streams or pools, or the text is C++.
+_UNSUPPORTED = (
+    "EnterDeviceContextManagerWithStreamInfoLine",
+    "EnterCudaStreamContextLine",
+    "EnterCudaMemPoolContextLine",
+    "EnterKernelProfileScopeLine",
+)
+_VIEWS = ("MultiOutputLine", "ReinterpretLine", "ReuseLine")
+
+
+@dataclass(frozen=True)
+class LoweringRequest:
+    """What the codegen must know beside the graph: which inputs keep their addresses between calls."""
+
+    static_inputs: tuple[int, ...] = ()
+
+
+_request: contextvars.ContextVar[LoweringRequest | None] = contextvars.ContextVar("opara_lowering", default=None)
+
+
+@contextlib.contextmanager
+def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[None]:
+    """Let Inductor graphs compiled inside the block, by this thread, come out as programs."""
+    token = _request.set(request)
+    try:
+        with upstream.wrapper_codegen_for(devices, OparaWrapperCodegen):
+            yield
+    finally:
+        _request.reset(token)
+
+
+class Unsupported(Exception):
+    """A wrapper line that cannot be rewritten; the message is the fallback's detail."""
+
+
+class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
+    """Writes `program(args, alloc, task, release)` in place of `call(args)`."""
+
+    def __init__(self) -> None:
+        self._origins: dict[int, tuple[Any, Any]] = {}
+        self._graph: KernelGraph | None = None
+        self._unsupported = ""
+        super().__init__()
+
+    @staticmethod
+    def create(
+        is_subgraph: bool,
+        subgraph_name: str | None,
+        parent_wrapper: Any,
+        partition_signatures: Any = None,
+    ) -> Any:
+        """Ours for the main graph of a thread that asked for it; stock Inductor's for everything else."""
+        if is_subgraph or _request.get() is None:
+            return upstream.PythonWrapperCodegen.create(
+                is_subgraph, subgraph_name, parent_wrapper, partition_signatures
+            )
+        return OparaWrapperCodegen()
+
+    # --- names and text around the body --------------------------------------------------------------------------
+
+    def set_launcher_fn_name(self) -> None:
+        self.launcher_fn_name = "program"
+
+    def write_launcher_fn_call_get_indent(self) -> int:
+        self.prefix.splice("\ndef program(args, alloc, task, release):\n")
+        return 1
+
+    def get_wrapper_call_indent(self) -> int:
+        return 1
+
+    def register_alignment_check_inputs(self) -> None:
+        """Leave misaligned inputs to Inductor's check around the call; inside, it would be a hidden copy."""
+
+    def add_benchmark_harness(self, output: Any) -> None:
+        """None: the harness calls a plain function `call`, which this module has not."""
+
+    def make_allocation(  # type: ignore[override]
+        self,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        shape: Sequence[Any],
+        stride: Sequence[Any],
+        allocation_shape: Sequence[Any] | None = None,
+        is_pinned: bool = False,
+    ) -> str:
+        if self._unsupported:
+            return super().make_allocation(name, device, dtype, shape, stride, allocation_shape, is_pinned)  # type: ignore[no-any-return]
+        if is_pinned:
+            raise Unsupported(f"buffer {name} is pinned host memory")
+        sizes = self.codegen_python_shape_tuple(shape)
+        strides = self.codegen_python_shape_tuple(stride)
+        allocated = sizes if allocation_shape is None else self.codegen_python_shape_tuple(allocation_shape)
+        text = f"{name} = alloc({name!r}, {allocated}, {strides}, {dtype}, {str(device)!r})"
+        return text if allocated == sizes else f"{text}.as_strided({sizes}, {strides})"
+
+    # --- remembering who wrote a line ----------------------------------------------------------------------------
+
+    def writeline(self, line: Any) -> None:
+        scheduler = getattr(upstream.V.graph, "scheduler", None)
+        # The line is kept alive beside its id, or another object could come to live at the same address.
+        self._origins[id(line)] = (line, getattr(scheduler, "current_node", None))
+        super().writeline(line)
+
+    def _origin(self, line: Any) -> Any:
+        kept, node = self._origins.get(id(line), (None, None))
+        return node if kept is line else None
+
+    # --- the rewriting -------------------------------------------------------------------------------------------
+
+    def run_wrapper_ir_passes(self, is_inference: bool) -> None:
+        super().run_wrapper_ir_passes(is_inference)
+        self.lines = [_Rewritten(self, list(self.lines))]
+
+    def rewrite(self, lines: Sequence[Any], code: Any) -> None:
+        """Sort `lines` into the writer and put its body into `code`."""
+        graph = upstream.V.graph
+        writer = ProgramWriter(
+            device=_device_of_graph(graph),
+            inputs=input_buffers(graph),
+            constants=tuple(
+                Buffer(name, "constant", value.untyped_storage().nbytes(), "", str(value.device))
+                for name, value in graph.constants.items()
+                if isinstance(value, torch.Tensor)
+            ),
+            symbols=_symbols(graph),
+        )
+        whole_of = {id(line): line.node.get_name() for line in lines if _is(line, ("ReinterpretLine",))}
+        for line in lines:
+            text, indent = self._text_of(line)
+            self._sort(writer, line, text, indent, whole_of.get(id(line)))
+        self._graph = writer.graph([statements.parse(ref) for ref in self.get_output_refs()])
+        self._graph.verify()
+        for text in writer.body():
+            code.writeline(text)
+
+    def _text_of(self, line: Any) -> tuple[list[str], int]:
+        """What `line` writes, dedented, and by how much it changes the indentation of what follows."""
+        buffer = upstream.IndentedBuffer()
+
+        def sink(item: Any) -> None:
+            if isinstance(item, upstream.wrapper_lines.WrapperLine):
+                item.codegen(buffer)
+            else:
+                buffer.writeline(item)
+
+        # An instance attribute shadows the method, as Inductor's own `set_writeline` does; that one's signature
+        # differs between versions.
+        redirected = self.writeline  # Inductor has redirected it already, and must find its own again
+        self.writeline = sink  # type: ignore[method-assign]
+        try:
+            if isinstance(line, upstream.wrapper_lines.WrapperLine):
+                line.codegen(buffer)
+            elif isinstance(line, str | upstream.DeferredLineBase):
+                buffer.writeline(line)
+            elif not _is(line, _BOOKKEEPING):
+                raise Unsupported(f"wrapper line of type {type(line).__name__}")
+        finally:
+            self.writeline = redirected  # type: ignore[method-assign]
+        return [t for t in buffer.getvalue().splitlines() if t.strip()], buffer._indent
+
+    def _sort(self, writer: ProgramWriter, line: Any, text: list[str], indent: int, whole: str | None) -> None:
+        """Hand one line to the writer method that fits it."""
+        if _is(line, _UNSUPPORTED) or getattr(line, "comm_buffer", False):
+            raise Unsupported(f"{type(line).__name__}: the program chooses streams, pools or peers itself")
+        if _is(line, _BOOKKEEPING):
+            return
+        text = [t for t in text if not t.lstrip().startswith(("#", "del "))]
+        if not text and not indent:
+            return
+        statement = statements.parse("\n".join(text))
+        if writer.depends_on_host(statement) or indent or statement.kind == "host" and not _is(line, _CALLS):
+            writer.host(statement, text, indent)
+        elif _is(line, ("AllocateLine",)):
+            writer.allocation(buffer_of(line.node, planned=True), text)
+        elif _is(line, _VIEWS) or statement.kind == "view":
+            self._sort_view(writer, line, statement, text, whole)
+        elif _is(line, _CALLS) or statement.kind == "call":
+            self._sort_call(writer, line, statement, text)
+        else:
+            writer.plain(text)
+
+    def _sort_view(
+        self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str], whole: str | None
+    ) -> None:
+        for name in statement.stores:
+            if whole is not None:
+                writer.part(name, whole, statement, text)
+            else:
+                writer.view(name, statement, text)
+
+    def _sort_call(self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str]) -> None:
+        origin = self._origin(line)
+        node = getattr(line, "node", None) or getattr(origin, "node", None)
+        if _is(line, ("KernelCallLine",)):
+            call = triton_call(line, _mutated(origin)) if line.triton else cpp_call(line)
+            if line.triton:
+                text = _fresh_stream(text)
+            elif line.device.type != "cpu":
+                raise Unsupported(f"kernel {line.kernel_name} is neither Triton nor C++ for the CPU")
+            device, stores = str(line.device), ()
+        else:
+            touched = [n for n in (*statement.loads, *statement.stores) if writer.knows(n)]
+            if not touched and node is None:
+                writer.plain(text)
+                return
+            call = extern_call(node, statement)
+            own = getattr(node, "get_device", lambda: None)()
+            device, stores = str(own) if own is not None else writer.device, statement.stores
+        writer.launch(
+            call,
+            text,
+            stores,
+            device=device,
+            dtype=dtype_name(node),
+            flops=flops_of(origin),
+            source=source_of(origin),
+            results=[_result(name, device) for name in stores],
+        )
+
+    def leave_to_inductor(self, lines: Sequence[Any], code: Any, why: str) -> None:
+        """Write `lines` as stock Inductor does."""
+        self._unsupported = why
+        for line in lines:
+            if isinstance(line, upstream.wrapper_lines.WrapperLine):
+                line.codegen(code)
+            else:
+                code.writeline(line)
+
+    def generate_return(self, output_refs: list[str]) -> None:
+        if not self._unsupported:
+            self.wrapper_call.writeline("yield")
+        super().generate_return(output_refs)
+
+    def generate_after_suffix(self, result: Any) -> None:
+        request = _request.get() or LoweringRequest()
+        if self._graph is None:
+            arguments = f"program, graph_json=None, unsupported={self._unsupported!r}"
+        else:
+            arguments = (
+                f"program, graph_json={self._graph.to_json()!r}, inputs={tuple(self.get_graph_input_names())!r}, "
+                f"static_inputs={request.static_inputs!r}, dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}"
+            )
+        result.splice(_FOOTER.format(arguments=arguments))
+
+
+_FOOTER = """
+from opara_backend.execution.program import Program
+opara_program = Program({arguments})
+
+
+def __getattr__(name):
+    # Each compiled model asks for `call` once and owns what it gets; the module keeps none of it alive.
+    if name == "call":
+        return opara_program.bind()
+    raise AttributeError(name)
+"""
+
+
+class _Rewritten(upstream.wrapper_lines.WrapperLine):  # type: ignore[misc]
+    """All wrapper lines of a graph, as one that writes the program."""
+
+    def __init__(self, wrapper: OparaWrapperCodegen, lines: list[Any]) -> None:
+        self.wrapper, self.lines = wrapper, lines
+
+    def codegen(self, code: Any) -> None:
+        # Stock text instead of an error of ours: the module's `call` reports it as a fallback when it is loaded.
+        try:
+            self.wrapper.rewrite(self.lines, code)
+        except Unsupported as why:
+            self.wrapper.leave_to_inductor(self.lines, code, str(why))
+        except Exception as error:
+            log.exception("lowering failed; please report this")
+            self.wrapper.leave_to_inductor(self.lines, code, f"internal error: {type(error).__name__}: {error}")
+
+
+_CALLS = (
+    "KernelCallLine",
+    "ExternKernelAllocLine",
+    "ExternKernelOutLine",
+    "ExternKernelMultiOutLine",
+    "IndexPutFallbackLine",
+    "ScatterFallbackLine",
+)
+
+
+def _is(line: Any, names: tuple[str, ...]) -> bool:
+    return any(cls.__name__ in names for cls in type(line).__mro__)
+
+
+_STREAM_NAME = re.compile(r"stream=stream(\d+)\b")
+
+
+def _fresh_stream(text: list[str]) -> list[str]:
+    """`text` with the raw stream asked for inside the launch: it differs between kernels of one program."""
+    kept = [t for t in text if " = get_raw_stream(" not in t]
+    return [_STREAM_NAME.sub(r"stream=get_raw_stream(\1)", t) for t in kept]
+
+
+def _mutated(origin: Any) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for output in origin.get_outputs() if origin is not None and hasattr(origin, "get_outputs") else ():
+        names.update(dict.fromkeys(output.get_mutations()))
+    return tuple(names)
+
+
+def _result(name: str, device: str) -> Buffer:
+    made = upstream.V.graph.try_get_buffer(name)
+    return buffer_of(made, planned=False) if made is not None else Buffer(name, "intermediate", None, "", device)
+
+
+def _device_of_graph(graph: Any) -> str:
+    kinds = sorted({str(d) for d in graph.device_types if d not in ("cpu", "meta")})
+    indices = sorted(graph.device_idxs)
+    if not kinds:
+        return "cpu"
+    if len(kinds) > 1 or len(indices) != 1:
+        raise Unsupported(f"one graph on several devices: {', '.join(kinds)} with indices {indices}")
+    return f"{kinds[0]}:{indices[0]}"
+
+
+def _symbols(graph: Any) -> tuple[str, ...]:
+    return tuple(str(v) for v in graph.graph_inputs.values() if getattr(v, "is_Symbol", False))
+
+
+def _dynamic_inputs(graph: Any) -> tuple[int, ...]:
+    """Positions of tensor inputs whose sizes or strides are symbolic."""
+    found = []
+    for position, name in enumerate(graph.graph_input_names):
+        value = graph.graph_inputs[name]
+        if hasattr(value, "get_stride") and any(
+            getattr(e, "free_symbols", None) for e in (*value.get_size(), *value.get_stride())
+        ):
+            found.append(position)
+    return tuple(found)

@@ -1,0 +1,57 @@
+"""What was done with each compiled graph, kept as it happens.
+
+Takes: plans and fallbacks as the runtime makes them. Gives: `GraphRecord`s to whoever listens: `collect()` lists
+those of graphs compiled or called inside its block. Must not change: anything; a record never keeps a graph alive
+that nobody else holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from opara_backend.fallback import Fallback
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.options import Options
+
+if TYPE_CHECKING:
+    from opara_backend.execution.host import Plan
+
+_listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.ContextVar("opara_records", default=())
+
+
+@dataclass
+class GraphRecord:
+    """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
+
+    plans: per concrete shape, the Plan and whether it is a captured CUDA Graph.
+    """
+
+    graph: KernelGraph
+    options: Options
+    plans: dict[tuple[Any, ...], tuple[Plan, bool]] = field(default_factory=dict)
+    fallbacks: list[Fallback] = field(default_factory=list)
+
+    def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
+        """Note how shape `key` runs from now on."""
+        self.plans[key] = (plan, captured)
+
+
+def publish(record: GraphRecord) -> None:
+    """Tell every listener of this context about `record`."""
+    for listener in _listeners.get():
+        listener.append(record)
+
+
+@contextlib.contextmanager
+def collect() -> Iterator[list[GraphRecord]]:
+    """A list that fills with the records of graphs compiled while the block runs."""
+    found: list[GraphRecord] = []
+    token = _listeners.set((*_listeners.get(), found))
+    try:
+        yield found
+    finally:
+        _listeners.reset(token)

@@ -1,0 +1,1 @@
+"""KernelGraph + profile -> Schedule. Pure Python: nothing below this folder imports torch."""

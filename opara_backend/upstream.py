@@ -1,0 +1,96 @@
+"""The one door to PyTorch's private API.
+
+Everything under `torch._inductor`, `torch._dynamo`, `torch._functorch` and `torch._C` that is not documented is
+imported here and nowhere else, each with the versions it was seen in and what breaks without it.
+Takes: an installed torch >= 2.11. Importing this module imports Inductor (about a second), so nobody imports it
+before something is compiled. Must not change: anything; `wrapper_codegen_for` restores what it replaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+# Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
+from torch._dynamo.utils import counters as counters
+
+# Seen 2.11, 2.13, 2.15. Without it: no typed check of Inductor's own option keys, nor their defaults.
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options as list_mode_options
+
+# Seen 2.11, 2.13, 2.15. The classes of wrapper lines: what a line does is told by its class. Without one of the
+# required ones no lowered call can be told from bookkeeping.
+from torch._inductor.codegen import wrapper as wrapper_lines
+
+# Seen 2.11, 2.13, 2.15. Which code generator serves a device. Without it our wrapper is never asked.
+from torch._inductor.codegen.common import DeferredLineBase as DeferredLineBase
+from torch._inductor.codegen.common import device_codegens, init_backend_registration
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen as PythonWrapperCodegen
+from torch._inductor.codegen.wrapper import SubgraphPythonWrapperCodegen as SubgraphPythonWrapperCodegen
+
+# Seen 2.11, 2.13, 2.15. Inductor's front door, and the hook that sees each AOT graph. Without them: no lowering.
+from torch._inductor.compile_fx import compile_fx as compile_fx
+from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
+
+# Seen 2.11, 2.13, 2.15. A pass with a uuid() enters every cache key. Without it our generated modules and stock
+# Inductor's would answer to the same key.
+from torch._inductor.custom_graph_pass import CustomGraphPass as CustomGraphPass
+
+# Seen 2.11, 2.13, 2.15. Text with indentation, which lines write themselves into.
+from torch._inductor.utils import IndentedBuffer as IndentedBuffer
+
+# Seen 2.11, 2.13, 2.15. The graph being lowered. Without it: no buffers, sizes, constants.
+from torch._inductor.virtualized import V as V
+
+_REGISTRATION = threading.RLock()
+
+
+@contextlib.contextmanager
+def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[None]:
+    """Let `codegen` write the wrappers for `devices` while the block runs, then put back what was there.
+
+    The registry is process-wide, so `codegen.create` must itself decide whether the asking thread is ours.
+    """
+    with _REGISTRATION:
+        init_backend_registration()
+        before = {device: device_codegens[device] for device in devices if device in device_codegens}
+        try:
+            for device, registered in before.items():
+                device_codegens[device] = dataclasses.replace(registered, wrapper_codegen=codegen)
+            yield
+        finally:
+            device_codegens.update(before)
+
+
+def line_class(name: str) -> type | None:
+    """The wrapper-line class called `name`, or None where this torch has none (they differ between versions)."""
+    return getattr(wrapper_lines, name, None)
+
+
+def inductor_option_names() -> tuple[str, ...]:
+    """Every configuration key of Inductor, dotted, sorted. Seen 2.11, 2.13, 2.15."""
+    return tuple(sorted(inductor_config.get_config_copy()))
+
+
+def clear_cublas_workspaces() -> None:
+    """Forget cuBLAS's per-stream workspaces, so that the next call allocates its own (pytorch#193402).
+
+    Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+
+def check_inductor_option(key: str, value: Any) -> None:
+    """Raise ValueError if `value` is not of the type Inductor declares for `key`. Seen 2.11, 2.13, 2.15."""
+    declared = inductor_config.get_type(key)
+    # Parametrised types (Optional, Literal, Callable) are left to Inductor, as torch.compile leaves them.
+    if getattr(declared, "__origin__", None) is None and isinstance(declared, type) and not isinstance(value, declared):
+        raise ValueError(
+            f"Inductor option {key!r} takes a {declared.__name__}, got {value!r} of type {type(value).__name__}"
+        )
