@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench.models.entry import BenchModel
+from bench.models.experts import Experts, SwiGLU
 from bench.models.seeding import build_seeded, integers
 
-__all__ = ["MODELS", "Decoder", "Experts"]
+__all__ = ["MODELS", "Decoder"]
 
 MAX_BATCH = 32
 """How many sequences the cache holds; smaller batches use the first ones."""
@@ -90,37 +91,6 @@ class CachedAttention(nn.Module):
         # The query heads of one group stand where a longer step's tokens would: they share keys, values and mask.
         mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.seen)
         return self.out(mixed.reshape(batch, 1, -1))
-
-
-class SwiGLU(nn.Module):
-    """The gated MLP of Llama."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.gate, self.up = nn.Linear(width, hidden, False), nn.Linear(width, hidden, False)
-        self.down = nn.Linear(hidden, width, False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
-
-
-class Experts(nn.Module):
-    """A mixture of experts that computes every expert and weighs it, so that no shape depends on the router."""
-
-    def __init__(self, width: int, hidden: int, experts: int, top: int = 2) -> None:
-        super().__init__()
-        self.top = top
-        self.router = nn.Linear(width, experts, False)
-        self.experts = nn.ModuleList(SwiGLU(width, hidden) for _ in range(experts))
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.router(x)
-        best, chosen = logits.topk(self.top, -1)
-        weights = torch.zeros_like(logits).scatter(-1, chosen, best.softmax(-1))
-        total = self.experts[0](x) * weights[..., 0:1]
-        for number, expert in enumerate(self.experts[1:], start=1):
-            total = total + expert(x) * weights[..., number : number + 1]
-        return total
 
 
 class Layer(nn.Module):

@@ -132,9 +132,11 @@ class ReductionCell(nn.Module):
 
 
 class NASNet(nn.Module):
-    """NASNet-A with ``repeats`` normal cells in each of three stages, ``width`` channels in the first one's."""
+    """NASNet-A: ``repeats`` normal cells per stage; ``width`` channels in the first, twice as many in each next one."""
 
-    def __init__(self, classes: int = 1000, repeats: int = 6, width: int = 168, stem: int = 96) -> None:
+    def __init__(
+        self, classes: int = 1000, repeats: int = 6, width: int = 168, stem: int = 96, stages: int = 3
+    ) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, stem, 3, stride=2, bias=False), norm(stem))
         self.stem_cells = nn.ModuleList(
@@ -142,7 +144,7 @@ class NASNet(nn.Module):
         )
         self.cells = nn.ModuleList()
         older, newer = width, 2 * width  # channels of the two latest outputs
-        for stage in range(3):
+        for stage in range(stages):
             wide = width << stage
             if stage:
                 self.cells.append(ReductionCell(older, newer, wide, Fit))
@@ -171,7 +173,7 @@ MODELS = (
         inputs=images(331),
         source="Zoph et al. 2017, Learning transferable architectures for scalable image recognition (6 @ 4032)",
         batches=(1, 8),
-        build_small=lambda: build_seeded(lambda: NASNet(10, repeats=2, width=8, stem=8)),
+        build_small=lambda: build_seeded(lambda: NASNet(10, repeats=2, width=8, stem=8, stages=2)),
         inputs_small=images(63),
     ),
 )

@@ -11,7 +11,8 @@ for the events of the kernels in `waits`; all streams start from one event and j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -57,23 +58,50 @@ def capture(
         arena = Arena(plan.memory, plan.graph.device)
         torch.cuda.synchronize(device)
         upstream.clear_cublas_workspaces()
+        reserved = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
-        before = torch.cuda.memory_reserved(device)
         try:
-            with torch.cuda.stream(streams[0]):
+            with _generator_kept(device), torch.cuda.stream(streams[0]):
                 # Other threads may go on allocating and launching while this one captures.
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
                     outputs = _launch_all(program, plan, args, streams, arena, probe)
-                finally:
-                    graph.capture_end()
+                except BaseException:
+                    _leave_capture(graph, streams)
+                    raise
+                graph.capture_end()
             graph.instantiate()
         except BaseException:
             graph.reset()
             raise
         finally:
             upstream.clear_cublas_workspaces()
-        return CapturedGraph(graph, outputs, arena, torch.cuda.memory_reserved(device) - before)
+        return CapturedGraph(graph, outputs, arena, torch.cuda.memory_reserved(device) - reserved)
+
+
+def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream]) -> None:
+    """End a capture that failed: streams still forked off would make ending it fail too."""
+    for stream in streams[1:]:
+        with contextlib.suppress(RuntimeError):
+            streams[0].wait_stream(stream)
+    with contextlib.suppress(RuntimeError):  # what is wrong has been raised already
+        graph.capture_end()
+
+
+@contextlib.contextmanager
+def _generator_kept(device: torch.device) -> Iterator[None]:
+    """If capture fails, give the default generator its state back.
+
+    A capture that CUDA itself invalidated cannot be ended properly, and torch then leaves the generator believing
+    that it is being captured: every later random number would raise.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        generator.graphsafe_set_state(before)
+        raise
 
 
 def _launch_all(
@@ -93,7 +121,7 @@ def _launch_all(
     started.record(origin)
     used = sorted(set(schedule.stream))
     for index in used:
-        if streams[index] is not origin:
+        if index:
             streams[index].wait_event(started)
     events: dict[int, torch.cuda.Event] = {}
     for kernel, finished in zip(schedule.order, plan.memory.releases, strict=True):
@@ -112,7 +140,7 @@ def _launch_all(
     if probe is not None:
         probe(-1)
     for index in used:
-        if streams[index] is not origin:
+        if index:
             origin.wait_stream(streams[index])
     activation.advance()
     return activation.outputs

@@ -49,31 +49,24 @@ class Runtime:
         self._captures = 0
         self._scalars: tuple[int, ...] | None = None
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
-        self._unplanned = self._why_unplanned()
+        # Where the host decides in the middle of a program, it can only be run in program order.
+        self.plannable = len(graph.segments) == 1 and bool(graph.kernels)
         publish(self.record)
-
-    def _why_unplanned(self) -> bool:
-        """True if the program can only be run in program order, because the host decides in the middle of it."""
-        if len(self.graph.segments) > 1:
-            if self.graph.device != "cpu":
-                self._step_down(FallbackReason.HOST_DECISION, f"{len(self.graph.segments)} segments")
-            return True
-        return not self.graph.kernels
 
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
         given = list(args)
         args.clear()
-        if self._unplanned:
-            return host.run_unplanned(self.program, given)
-        key = self._key(given)
         if self.graph.device == "cpu":
+            if not self.plannable:
+                return host.run_unplanned(self.program, given)
+            key = self._key(given)
             found = self._executables.get(key)
             return found(given) if found is not None else self._first_call(key, given)
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
 
             self._cuda = CudaLane(self)
-        return self._cuda(key, given)  # type: ignore[no-any-return]
+        return self._cuda(self._key(given), given)  # type: ignore[no-any-return]
 
     # --- the first call of a shape -------------------------------------------------------------------------------
 
@@ -107,7 +100,7 @@ class Runtime:
         while len(self._executables) > self.options.max_captures:
             self._executables.popitem(last=False)
 
-    def _step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
+    def step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
         step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
         self.record.fallbacks.append(step)
         return step

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch.utils import flop_counter
+from torch.utils._pytree import tree_map
 
 from opara_backend import upstream
 from opara_backend.kernel_graph import Buffer
@@ -70,27 +71,44 @@ def source_of(origin: Any) -> str:
     return ""
 
 
-def flops_of(origin: Any) -> int | None:
+def flops_of(origin: Any, *, generated: bool) -> int | None:
     """Floating-point operations behind a scheduler node, by PyTorch's own formulas (torch.utils.flop_counter).
 
-    Operators without a formula are counted as one operation per element they produce, which is what tells a
-    pointwise kernel from a matrix product; None where shapes are unknown. Symbolic sizes count with their hints.
+    Operators without a formula count as one operation per element they produce, and so does everything in a
+    `generated` kernel that is no template: there a convolution among the origins only means that its operands are
+    laid out anew. None where shapes are unknown. Symbolic sizes count with their hints.
     """
+    formulas = not generated or bool(getattr(origin, "is_template", lambda: False)())
     total = 0
     nodes = list(_fx_nodes(origin))
     for fx_node in nodes:
-        value = fx_node.meta.get("val")
         packet = getattr(fx_node.target, "overloadpacket", None)
         try:
-            if packet in flop_counter.flop_registry:
+            value = _concrete(fx_node.meta.get("val"))
+            if formulas and packet in flop_counter.flop_registry:
                 args, kwargs = torch.fx.node.map_arg((fx_node.args, fx_node.kwargs), lambda n: n.meta["val"])
+                args, kwargs = tree_map(_concrete, (args, kwargs))
                 total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))
-            elif isinstance(value, torch.Tensor):
-                total += int(value.numel())
+            elif isinstance(value, torch.Size):
+                total += value.numel()
         except (TypeError, ValueError, KeyError, AssertionError, RuntimeError) as error:
             log.debug("no flops for %s: %s", fx_node, error)
             return None
     return total if nodes else None
+
+
+def _concrete(value: Any) -> Any:
+    """A tensor's shape, or a size, as plain numbers: symbolic ones by their hints.
+
+    Arithmetic on the symbols themselves would add guards, and the graph would be recompiled for every size.
+    """
+    if isinstance(value, torch.Tensor):
+        return torch.Size(_concrete(s) for s in value.shape)
+    if isinstance(value, torch.SymInt):
+        if value.node.hint is None:
+            raise ValueError(f"{value} has no hint")
+        return int(value.node.hint)
+    return value
 
 
 def _fx_nodes(origin: Any) -> Iterable[torch.fx.Node]:

@@ -277,7 +277,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
             stores,
             device=device,
             dtype=dtype_name(node),
-            flops=flops_of(origin),
+            flops=flops_of(origin, generated=call.kind in ("triton", "cpp")),
             source=source_of(origin),
             results=[_result(name, device) for name in stores],
         )

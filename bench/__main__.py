@@ -1,0 +1,71 @@
+"""`python -m bench run`: measure and print; see `bench.run`.
+
+Takes: command-line arguments. Gives: a table on standard output and, with --out, a JSON file.
+Must not change: anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench import models
+from bench.run import Row, run, save
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; 0 if every figure could be reported."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of the opara backend.")
+    commands = parser.add_subparsers(required=True)
+    runner = commands.add_parser("run", help="measure models under several backends, interleaved in one process")
+    runner.add_argument("--models", nargs="+", default=["googlenet"], choices=models.names(), metavar="NAME")
+    runner.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "float16", "bfloat16"])
+    runner.add_argument("--batches", nargs="+", type=int, default=[1])
+    runner.add_argument("--backends", nargs="+", default=None, help="default: reduce-overhead on a GPU, inductor without; opara")
+    runner.add_argument("--rounds", type=int, default=7)
+    runner.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
+    runner.add_argument("--out", help="write the samples to this JSON file")
+    runner.add_argument("--commit", help="commit to record, where git cannot tell")
+    chosen = parser.parse_args(argv)
+    stock = "reduce-overhead" if torch.cuda.is_available() else "inductor"
+    backends = chosen.backends or [stock, "opara"]
+    rows: list[Row] = []
+    console = Console(width=160)
+    cases = run(chosen.models, chosen.dtypes, chosen.batches, backends, rounds=chosen.rounds, small=chosen.small)
+    for case in cases:
+        rows.extend(case)
+        console.print(_table(case))
+        if chosen.out:  # after every case: a long run that is cut off keeps what it has
+            save(chosen.out, rows, chosen.commit)
+    return 0
+
+
+def _table(case: list[Row]) -> Table:
+    first = case[0]
+    table = Table(title=f"{first.model} {first.dtype} batch {first.batch}")
+    for heading in ("backend", "gpu ms", "wall ms", f"speed-up over {first.backend}", "first call s", "kernels", "streams"):
+        table.add_column(heading, justify="left" if heading == "backend" else "right")
+    base = statistics.median(first.samples.best_clock)
+    for row in case:
+        gpu = "-" if row.samples.gpu is None else f"{statistics.median(row.samples.gpu) * 1e3:.3f}"
+        table.add_row(
+            row.backend,
+            gpu,
+            f"{statistics.median(row.samples.wall) * 1e3:.3f}",
+            f"{base / statistics.median(row.samples.best_clock):.2f}x",
+            f"{row.first_call_seconds:.1f}",
+            str(row.kernels or "-"),
+            str(row.streams or "-"),
+        )
+        for text in row.fallbacks:
+            table.add_row(f"  {text}")
+    return table
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,174 @@
+"""Measure models under several backends in one process and write the samples down.
+
+Takes: names of models, backends, dtypes, batch sizes. Gives: a JSON document (schema `SCHEMA`) with every sample,
+what it was measured on, and whether outputs agreed with eager; a table for people.
+Must not change: the models. A figure whose correctness check failed is not reported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import models
+from bench.timing import Samples, measure
+from opara_backend.report.record import GraphRecord, collect
+
+SCHEMA = 1
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # tf32 convolutions are allowed in fp32
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant of one case. error: relative L2 distance from eager; captured: shapes captured / graphs."""
+
+    model: str
+    dtype: str
+    batch: int
+    backend: str
+    samples: Samples
+    error: float
+    first_call_seconds: float
+    kernels: int
+    streams: int
+    captured: int
+    fallbacks: tuple[str, ...]
+
+
+def compiled(model: nn.Module, backend: str) -> Callable[..., Any]:
+    """`model` under `backend`: eager, inductor, reduce-overhead, max-autotune, opara, or opara:KEY=VALUE,..."""
+    name, _, rest = backend.partition(":")
+    if name == "eager":
+        return model
+    if name == "inductor":
+        return torch.compile(model)  # type: ignore[no-any-return]
+    if name in ("reduce-overhead", "max-autotune"):
+        return torch.compile(model, mode=name)  # type: ignore[no-any-return]
+    if name == "opara":
+        options = dict(pair.split("=") for pair in rest.split(",") if pair)
+        typed: dict[str, Any] = {k: int(v) if v.isdigit() else v for k, v in options.items()}
+        return torch.compile(model, backend="opara", options=typed or None)  # type: ignore[no-any-return]
+    raise ValueError(f"unknown backend {backend!r}; accepted: eager, inductor, reduce-overhead, max-autotune, opara")
+
+
+def run_case(name: str, dtype: torch.dtype, batch: int, backends: Sequence[str], rounds: int, small: bool) -> list[Row]:
+    """Measure one model at one dtype and batch size under all `backends`, interleaved."""
+    entry = models.get(name).reduced() if small else models.get(name)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = entry.build().to(device, dtype).eval()
+    inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in entry.inputs(batch))
+    variants: dict[str, Callable[[], object]] = {}
+    facts: dict[str, tuple[float, float, list[GraphRecord]]] = {}
+    with torch.inference_mode():
+        reference = _flat(model(*inputs))
+        for backend in backends:
+            torch._dynamo.reset()
+            call = compiled(model, backend)
+            with collect() as records:
+                start = time.perf_counter()
+                call(*inputs)
+                _synchronize(device)
+                first = time.perf_counter() - start
+                for _ in range(4):  # reduce-overhead records in its second call
+                    found = _flat(call(*inputs))
+            error = _distance(found, reference)
+            if not error <= TOLERANCE[dtype]:
+                raise RuntimeError(f"{name} {dtype} batch {batch} under {backend}: error {error:.2e} against eager")
+            facts[backend] = (error, first, records)
+            variants[backend] = _bound(call, inputs)
+        samples = measure(variants, rounds=rounds, device=device)
+    return [_row(name, dtype, batch, b, samples[b], *facts[b]) for b in backends]
+
+
+def _bound(call: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[[], object]:
+    return lambda: call(*inputs)
+
+
+def _row(
+    name: str, dtype: torch.dtype, batch: int, backend: str, samples: Samples, error: float, first: float, records: Any
+) -> Row:
+    plans = [plan for record in records for plan in record.plans.values()]
+    return Row(
+        model=name,
+        dtype=str(dtype).removeprefix("torch."),
+        batch=batch,
+        backend=backend,
+        samples=samples,
+        error=error,
+        first_call_seconds=first,
+        kernels=sum(len(plan.graph) for plan, _ in plans),
+        streams=max((plan.schedule.streams for plan, _ in plans), default=0),
+        captured=sum(captured for _, captured in plans),
+        fallbacks=tuple(str(f) for record in records for f in record.fallbacks),
+    )
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value.detach().double().clone()]
+    parts = value.values() if isinstance(value, dict) else value
+    return [t for part in parts for t in _flat(part)]
+
+
+def _distance(found: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
+    return max(float((f - r).norm() / r.norm().clamp_min(1e-30)) for f, r in zip(found, reference, strict=True))
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def document(rows: Sequence[Row], commit: str | None) -> dict[str, Any]:
+    """The JSON document for `rows`."""
+    on_gpu = torch.cuda.is_available()
+    return {
+        "schema": SCHEMA,
+        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "python": platform.python_version(),
+        "commit": commit or _output("git", "rev-parse", "HEAD"),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def _output(*command: str) -> str | None:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
+    return None
+
+
+def run(
+    names: Sequence[str],
+    dtypes: Sequence[str],
+    batches: Sequence[int],
+    backends: Sequence[str],
+    *,
+    rounds: int,
+    small: bool,
+) -> Iterator[list[Row]]:
+    """The rows of each case in turn."""
+    for name in names:
+        for dtype in dtypes:
+            for batch in batches:
+                yield run_case(name, getattr(torch, dtype), batch, backends, rounds, small)
+
+
+def save(path: str, rows: Sequence[Row], commit: str | None) -> None:
+    """Write the document for `rows` to `path`."""
+    with open(path, "w") as file:
+        json.dump(document(rows, commit), file, indent=1)
+        file.write("\n")

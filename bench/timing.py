@@ -1,0 +1,74 @@
+"""One timing routine for all variants: interleaved rounds in one process.
+
+Takes: named callables that queue one inference on the current device. Gives: per variant and round the GPU time per
+call (CUDA events around a burst) and the synchronised wall time per call, both in seconds.
+Must not change: anything. Variants take turns within each round, so that clocks and caches drift for all alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+BURST = 20  # calls between two events: long enough that the events cost nothing, short enough to interleave
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds per call, one entry a round. gpu: None without a GPU. wall: synchronised after each call, median."""
+
+    gpu: tuple[float, ...] | None
+    wall: tuple[float, ...]
+    wall_p90: tuple[float, ...]
+
+    @property
+    def best_clock(self) -> tuple[float, ...]:
+        """GPU time where there is one, else wall time."""
+        return self.gpu if self.gpu is not None else self.wall
+
+
+def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Samples]:
+    """Time each variant `rounds` times, interleaved; every callable must have been warmed up."""
+    on_gpu = device.type == "cuda"
+    gpu: dict[str, list[float]] = {name: [] for name in variants}
+    wall: dict[str, list[float]] = {name: [] for name in variants}
+    p90: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            if on_gpu:
+                gpu[name].append(_gpu_seconds(call))
+            times = _wall_seconds(call, device)
+            wall[name].append(statistics.median(times))
+            p90[name].append(sorted(times)[int(0.9 * (len(times) - 1))])
+    return {n: Samples(tuple(gpu[n]) if on_gpu else None, tuple(wall[n]), tuple(p90[n])) for n in variants}
+
+
+def _gpu_seconds(call: Callable[[], object]) -> float:
+    """GPU seconds per call over one burst. The host queues ahead of the GPU behind a filler, so that the time is
+    the GPU's own wherever the host is not slower altogether."""
+    call()
+    torch.cuda.synchronize()
+    torch.cuda._sleep(50_000_000)  # a head start of about 25 ms, more than any burst of captured calls needs
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(BURST):
+        call()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) * 1e-3 / BURST
+
+
+def _wall_seconds(call: Callable[[], object], device: torch.device) -> list[float]:
+    on_gpu = device.type == "cuda"
+    times = []
+    for _ in range(BURST if on_gpu else 5):
+        start = time.perf_counter()
+        call()
+        if on_gpu:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return times

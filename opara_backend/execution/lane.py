@@ -1,0 +1,182 @@
+"""The CUDA lane of a Runtime: from the first call of a shape to replays of its captured graph.
+
+Takes: a Runtime. Gives: outputs, by replay where a capture fits the arguments, else by the next rung of the ladder.
+Must not change: state outside the program's intermediates, beyond one run's worth per call: what profiling writes
+(static inputs, the random generator) is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from opara_backend.execution import host
+from opara_backend.execution.arguments import OutputSpec, StaticArguments
+from opara_backend.execution.cuda_graph import CapturedGraph, capture
+from opara_backend.execution.host import InOrder, Plan
+from opara_backend.fallback import FallbackReason, OparaFallbackError
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.profiling.profile import Profile, build_profile
+from opara_backend.profiling.timing import profile_on_cuda
+
+if TYPE_CHECKING:
+    from opara_backend.execution.runtime import Runtime
+
+Key = tuple[Any, ...]
+
+
+class _Captured:
+    """One captured shape: the graph, the arguments it reads, and how to hand out its outputs."""
+
+    def __init__(self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, copy: bool) -> None:
+        self.graph, self.arguments, self.outputs, self.copy = graph, arguments, outputs, copy
+
+    def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        self.arguments.load(args)
+        self.graph.replay()
+        self.arguments.store(args)
+        return self.outputs.collect(args, self.copy)
+
+
+class CudaLane:
+    """Calls of one Runtime on one CUDA device."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.device = torch.device(runtime.graph.device)
+        self._lock = threading.Lock()
+        self._captured: OrderedDict[Key, _Captured] = OrderedDict()
+        self._uncaptured: dict[Key, InOrder] = {}
+        self._made: dict[Key, int] = {}
+        self._streams: list[torch.cuda.Stream] = []
+        self._pool: Any = None
+        self._last_stream: torch.cuda.Stream | None = None
+        self._never = self._why_never()
+
+    def __call__(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
+        with self._lock, torch.cuda.device(self.device):
+            self._follow_last_call()
+            if self._never or torch.cuda.is_current_stream_capturing():
+                return host.run_unplanned(self.runtime.program, args)
+            captured = self._captured.get(key)
+            if captured is not None and captured.arguments.accept(args):
+                self._captured.move_to_end(key)
+                return captured(args)
+            if key in self._uncaptured:
+                return self._uncaptured[key](args)
+            return self._first_call(key, args)
+
+    def _why_never(self) -> bool:
+        """True if no call of this graph can be captured; says why."""
+        graph, options = self.runtime.graph, self.runtime.options
+        if not graph.kernels:
+            return True
+        if len(graph.segments) > 1:
+            last = graph.kernels[graph.segments[1] - 1]
+            where = f" at {last.source}" if last.source else ""
+            self.runtime.step_down(FallbackReason.HOST_DECISION, f"the host decides after {last.call}{where}")
+            return True
+        for kernel in graph.kernels:
+            if kernel.host:
+                where = f" at {kernel.source}" if kernel.source else ""
+                self.runtime.step_down(FallbackReason.HOST_KERNEL, f"{kernel.call} touches the CPU{where}")
+                return True
+        if not options.cuda_graph:
+            self.runtime.step_down(FallbackReason.CAPTURE_OFF)
+        return not options.cuda_graph
+
+    def _follow_last_call(self) -> None:
+        """Order this call behind the last one: they share static inputs and an arena."""
+        stream = torch.cuda.current_stream(self.device)
+        if self._last_stream is not None and self._last_stream != stream:
+            stream.wait_stream(self._last_stream)
+        self._last_stream = stream
+
+    # --- the first call of a shape -------------------------------------------------------------------------------
+
+    def _first_call(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
+        seen = host.observe(self.runtime.program, args)
+        graph = self.runtime.graph.bind(seen.nbytes)
+        made = self._made[key] = self._made.get(key, 0) + 1
+        if made > self.runtime.options.max_captures:
+            self.runtime.step_down(FallbackReason.CAPTURE_LIMIT, f"shape {key} captured {made - 1} times already")
+            self._captured.pop(key, None)
+            self._run_uncaptured(key, graph, seen.durations)
+            return seen.outputs
+        try:
+            self._capture(key, graph, args)
+        except OparaFallbackError:
+            raise
+        except torch.OutOfMemoryError as error:
+            self.release()
+            self.runtime.step_down(FallbackReason.OUT_OF_MEMORY, f"capturing shape {key}", error)
+            self._run_uncaptured(key, graph, seen.durations)
+        except Exception as error:
+            self.runtime.step_down(FallbackReason.CAPTURE_FAILED, f"shape {key}", error)
+            self._run_uncaptured(key, graph, seen.durations)
+        return seen.outputs
+
+    def _run_uncaptured(self, key: Key, graph: KernelGraph, durations: Sequence[float]) -> None:
+        plan = self.runtime.plan(graph, build_profile(graph, durations, None, None), policy="sequential")
+        self._uncaptured[key] = InOrder(self.runtime.program, plan)
+        self.runtime.record.planned(key, plan, captured=False)
+
+    def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
+        program = self.runtime.program
+        arguments = StaticArguments(program, graph, args)
+        with self._state_kept(arguments.written_static(program, graph), graph):
+            profile = profile_on_cuda(graph, lambda probe: self._sequential(graph, arguments, probe))
+        plan = self.runtime.plan(graph, profile)
+        captured = capture(program, plan, arguments.values, self._streams_for(plan), self._memory_pool())
+        outputs = OutputSpec(program, graph, captured.outputs, arguments)
+        self._captured[key] = _Captured(captured, arguments, outputs, self.runtime.options.copy_outputs)
+        while len(self._captured) > self.runtime.options.max_captures:
+            _, evicted = self._captured.popitem(last=False)
+            evicted.graph.reset()
+        self.runtime.record.planned(key, plan, captured=True)
+
+    def _sequential(self, graph: KernelGraph, arguments: StaticArguments, probe: Any) -> CapturedGraph:
+        """The program on one stream, with `probe` between its kernels."""
+        unknown: Profile = build_profile(graph, [0.0] * len(graph), None, None)
+        plan = self.runtime.plan(graph, unknown, policy="sequential")
+        pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
+        return capture(self.runtime.program, plan, arguments.values, self._streams_for(plan), pool, probe)
+
+    @contextlib.contextmanager
+    def _state_kept(self, tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
+        """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers."""
+        copies = [t.clone() for t in tensors]
+        random = any(RANDOM_STATE in k.writes for k in graph.kernels)
+        state = torch.cuda.get_rng_state(self.device) if random else None
+        try:
+            yield
+        finally:
+            for tensor, copy in zip(tensors, copies, strict=True):
+                tensor.copy_(copy)
+            if state is not None:
+                torch.cuda.set_rng_state(state, self.device)
+
+    def _streams_for(self, plan: Plan) -> list[torch.cuda.Stream]:
+        while len(self._streams) < max(1, plan.schedule.streams):
+            self._streams.append(torch.cuda.Stream(self.device))
+        return self._streams
+
+    def _memory_pool(self) -> Any:
+        """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""
+        if not self._captured:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def release(self) -> None:
+        """Give back all captured graphs and their memory."""
+        for captured in self._captured.values():
+            captured.graph.reset()
+        self._captured.clear()
+        self._pool = None
