@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.add_argument("--models", nargs="+", default=["googlenet"], choices=models.names(), metavar="NAME")
     runner.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "float16", "bfloat16"])
     runner.add_argument("--batches", nargs="+", type=int, default=[1])
-    runner.add_argument("--backends", nargs="+", default=None, help="default: reduce-overhead on a GPU, inductor without; opara")
+    runner.add_argument(
+        "--backends", nargs="+", default=None, help="default: reduce-overhead on a GPU, inductor without; opara"
+    )
     runner.add_argument("--rounds", type=int, default=7)
     runner.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     runner.add_argument("--out", help="write the samples to this JSON file")
@@ -48,7 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _table(case: list[Row]) -> Table:
     first = case[0]
     table = Table(title=f"{first.model} {first.dtype} batch {first.batch}")
-    for heading in ("backend", "gpu ms", "wall ms", f"speed-up over {first.backend}", "first call s", "kernels", "streams"):
+    for heading in (
+        "backend",
+        "gpu ms",
+        "wall ms",
+        f"speed-up over {first.backend}",
+        "first call s",
+        "kernels",
+        "streams",
+    ):
         table.add_column(heading, justify="left" if heading == "backend" else "right")
     base = statistics.median(first.samples.best_clock)
     for row in case:

@@ -51,13 +51,13 @@ def compiled(model: nn.Module, backend: str) -> Callable[..., Any]:
     if name == "eager":
         return model
     if name == "inductor":
-        return torch.compile(model)  # type: ignore[no-any-return]
+        return torch.compile(model)
     if name in ("reduce-overhead", "max-autotune"):
-        return torch.compile(model, mode=name)  # type: ignore[no-any-return]
+        return torch.compile(model, mode=name)
     if name == "opara":
         options = dict(pair.split("=") for pair in rest.split(",") if pair)
         typed: dict[str, Any] = {k: int(v) if v.isdigit() else v for k, v in options.items()}
-        return torch.compile(model, backend="opara", options=typed or None)  # type: ignore[no-any-return]
+        return torch.compile(model, backend="opara", options=typed or None)
     raise ValueError(f"unknown backend {backend!r}; accepted: eager, inductor, reduce-overhead, max-autotune, opara")
 
 

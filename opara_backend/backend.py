@@ -38,7 +38,7 @@ def opara(
 
     captures = inductor.pop("triton.cudagraphs", None)  # capturing is ours; stock CUDA Graphs only where we train
     with own_options.using(chosen):
-        return upstream.compile_fx(  # type: ignore[no-any-return]
+        return upstream.compile_fx(
             gm,
             example_inputs,
             inner_compile=_InnerCompile(chosen, bool(captures)),

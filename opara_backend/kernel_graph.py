@@ -183,7 +183,9 @@ class KernelGraph:
 
 
 def _kernel_line(graph: KernelGraph, index: int, kernel: Kernel) -> str:
-    written = ", ".join(f"{name}: {layout}" if (layout := graph.buffer(name).layout) else name for name in kernel.writes)
+    written = ", ".join(
+        f"{name}: {layout}" if (layout := graph.buffer(name).layout) else name for name in kernel.writes
+    )
     after = ", ".join(f"%{i}" for i in graph.predecessors(index))
     parts = [f"%{index} {written} = {kernel.call}({', '.join(kernel.reads)})"]
     if after:

@@ -89,13 +89,13 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
             if not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
-                raise MemoryPlanError(f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together")
+                raise MemoryPlanError(
+                    f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
+                )
         active.append(placement)
 
 
-def _disjoint(
-    first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str | None]
-) -> bool:
+def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str | None]) -> bool:
     """True if one buffer's last access happens before the other's first; a kept buffer has no last access."""
     if first not in kept and not accesses[first] & ~common[second]:
         return True

@@ -99,7 +99,9 @@ def _check(key: str, value: Any) -> Any:
     default = next(f.default for f in fields(Options) if f.name == key)
     if type(value) is not type(default):
         wanted = type(default).__name__
-        raise ValueError(f"option {key!r} ({accepts.meaning}) takes a {wanted}, got {value!r} of type {type(value).__name__}")
+        raise ValueError(
+            f"option {key!r} ({accepts.meaning}) takes a {wanted}, got {value!r} of type {type(value).__name__}"
+        )
     if accepts.choices and value not in accepts.choices:
         raise ValueError(
             f"option {key!r} ({accepts.meaning}) takes one of {', '.join(accepts.choices)}, got {value!r}"
@@ -111,9 +113,8 @@ def _check(key: str, value: Any) -> Any:
 
 
 def _unknown(key: str, known: tuple[str, ...]) -> str:
-    return (
-        f"unknown option {key!r}; accepted: {', '.join(ACCEPTED)}, or any key of torch._inductor.config"
-        + _nearest(key, known)
+    return f"unknown option {key!r}; accepted: {', '.join(ACCEPTED)}, or any key of torch._inductor.config" + _nearest(
+        key, known
     )
 
 

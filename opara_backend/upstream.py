@@ -17,35 +17,49 @@ from typing import Any
 import torch
 
 # Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
-from torch._dynamo.utils import counters as counters
+from torch._dynamo.utils import counters
 
 # Seen 2.11, 2.13, 2.15. Without it: no typed check of Inductor's own option keys, nor their defaults.
 from torch._inductor import config as inductor_config
-from torch._inductor import list_mode_options as list_mode_options
-
-# Seen 2.11, 2.13, 2.15. The classes of wrapper lines: what a line does is told by its class. Without one of the
-# required ones no lowered call can be told from bookkeeping.
-from torch._inductor.codegen import wrapper as wrapper_lines
+from torch._inductor import list_mode_options
 
 # Seen 2.11, 2.13, 2.15. Which code generator serves a device. Without it our wrapper is never asked.
-from torch._inductor.codegen.common import DeferredLineBase as DeferredLineBase
-from torch._inductor.codegen.common import device_codegens, init_backend_registration
-from torch._inductor.codegen.wrapper import PythonWrapperCodegen as PythonWrapperCodegen
-from torch._inductor.codegen.wrapper import SubgraphPythonWrapperCodegen as SubgraphPythonWrapperCodegen
+from torch._inductor.codegen.common import DeferredLineBase, device_codegens, init_backend_registration
+
+# Seen 2.11, 2.13, 2.15. What every structured wrapper line is; its class's name tells what it does (`lowering.lines`).
+# Without it no lowered call can be told from text.
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine
 
 # Seen 2.11, 2.13, 2.15. Inductor's front door, and the hook that sees each AOT graph. Without them: no lowering.
-from torch._inductor.compile_fx import compile_fx as compile_fx
-from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
 # Seen 2.11, 2.13, 2.15. A pass with a uuid() enters every cache key. Without it our generated modules and stock
 # Inductor's would answer to the same key.
-from torch._inductor.custom_graph_pass import CustomGraphPass as CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass
 
 # Seen 2.11, 2.13, 2.15. Text with indentation, which lines write themselves into.
-from torch._inductor.utils import IndentedBuffer as IndentedBuffer
+from torch._inductor.utils import IndentedBuffer
 
 # Seen 2.11, 2.13, 2.15. The graph being lowered. Without it: no buffers, sizes, constants.
-from torch._inductor.virtualized import V as V
+from torch._inductor.virtualized import V
+
+__all__ = [
+    "CustomGraphPass",
+    "DeferredLineBase",
+    "IndentedBuffer",
+    "PythonWrapperCodegen",
+    "V",
+    "WrapperLine",
+    "check_inductor_option",
+    "clear_cublas_workspaces",
+    "compile_fx",
+    "compile_fx_inner",
+    "counters",
+    "inductor_config",
+    "inductor_option_names",
+    "list_mode_options",
+    "wrapper_codegen_for",
+]
 
 _REGISTRATION = threading.RLock()
 
@@ -67,11 +81,6 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
             device_codegens.update(before)
 
 
-def line_class(name: str) -> type | None:
-    """The wrapper-line class called `name`, or None where this torch has none (they differ between versions)."""
-    return getattr(wrapper_lines, name, None)
-
-
 def inductor_option_names() -> tuple[str, ...]:
     """Every configuration key of Inductor, dotted, sorted. Seen 2.11, 2.13, 2.15."""
     return tuple(sorted(inductor_config.get_config_copy()))
@@ -83,7 +92,6 @@ def clear_cublas_workspaces() -> None:
     Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
     """
     torch._C._cuda_clearCublasWorkspaces()
-
 
 
 def check_inductor_option(key: str, value: Any) -> None:

@@ -19,21 +19,23 @@ from opara_backend.kernel_graph import KernelGraph
 
 def flat_view(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` with every element once: overlapping layouts (expanded, windowed) become their span of memory."""
-    sizes = [s for s in tensor.shape if s != 1]
-    if tensor.numel() == 0 or tensor.is_contiguous() or 0 not in tensor.stride() and len(sizes) == tensor.dim():
-        if not _overlaps(tensor):
-            return tensor
-    span = 1 + sum((s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True))
-    return torch.as_strided(tensor, (span,), (1,), tensor.storage_offset()) if _overlaps(tensor) else tensor
+    return _span(tensor) if _overlaps(tensor) else tensor
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
-    reach = 1
+    """True unless the layout surely gives every element memory of its own."""
+    reach = 0
     for stride, size in sorted((t, s) for s, t in zip(tensor.shape, tensor.stride(), strict=True) if s > 1):
-        if stride < reach:
-            return True
-        reach = stride * size if stride else reach
+        if stride <= reach:
+            return tensor.numel() > 0
+        reach += stride * (size - 1)
     return False
+
+
+def _span(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory from the first to the last element, as one dimension."""
+    extent = 1 + sum((s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True))
+    return torch.as_strided(tensor, (extent,), (1,), tensor.storage_offset())
 
 
 class StaticArguments:
@@ -60,6 +62,10 @@ class StaticArguments:
                 self._written_back.append(position)
         self._targets = [flat_view(self.values[p]) for p in self._copied]
 
+    def is_copied(self, position: int) -> bool:
+        """True if the graph reads argument `position` from memory of our own."""
+        return position in self._copied
+
     def accept(self, args: Sequence[Any]) -> bool:
         """True if every static argument still lives where the graph was captured to look for it."""
         return all(args[position].data_ptr() == address for position, address in self._addresses)
@@ -82,54 +88,50 @@ class StaticArguments:
 
 @dataclass(frozen=True)
 class _View:
-    """An output as a view of `source`, a group of outputs (index) or an argument (position)."""
+    """An output as a view of something: `source` counts groups of outputs or arguments; `offset` in elements."""
 
     source: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
+    dtype: torch.dtype
+
+    def over(self, base: torch.Tensor) -> torch.Tensor:
+        """This view of `base`, a tensor of the same type, or a stretch of bytes."""
+        typed = base if base.dtype == self.dtype else base.view(self.dtype)
+        return typed.as_strided(self.size, self.stride, typed.storage_offset() + self.offset)
 
 
 class OutputSpec:
-    """How to give the caller outputs of its own: aliases stay aliases, everything else is copied once."""
+    """How to give the caller outputs of its own: aliases stay aliases, everything else is copied once.
+
+    Outputs belong together if they live in the same buffer: the arena is one storage for all buffers, so storages do
+    not tell.
+    """
 
     def __init__(self, program: Program, graph: KernelGraph, outputs: Sequence[Any], static: StaticArguments) -> None:
         kinds = {b.name: b.kind for b in graph.buffers}
         position = {name: i for i, name in enumerate(program.inputs)}
         self._recipe: list[tuple[str, Any]] = []
         self._sources: list[torch.Tensor] = []
-        groups: dict[int, int] = {}
+        groups: dict[tuple[str, int], list[torch.Tensor]] = {}
         for value, root in zip(outputs, graph.outputs, strict=True):
-            if not isinstance(value, torch.Tensor) or root is None or kinds[root] == "constant":
+            if isinstance(value, torch.Tensor) and root is not None and kinds[root] == "intermediate":
+                groups.setdefault((root, value.untyped_storage().data_ptr()), []).append(value)
+        number = {key: index for index, key in enumerate(groups)}
+        self._sources = [_cover(sharing) for sharing in groups.values()]
+        for value, root in zip(outputs, graph.outputs, strict=True):
+            if not isinstance(value, torch.Tensor) or root is None or kinds[root] not in ("intermediate", "input"):
                 self._recipe.append(("value", value))
-            elif kinds[root] == "input" and position[root] in static._copied:
-                base = static.values[position[root]]
-                shift = value.storage_offset() - base.storage_offset()
-                self._recipe.append(("argument", _View(position[root], tuple(value.size()), value.stride(), shift)))
-            elif kinds[root] == "input":
-                self._recipe.append(("value", value))
+            elif kinds[root] == "intermediate":
+                index = number[root, value.untyped_storage().data_ptr()]
+                view = _view(index, value, self._sources[index])
+                whole = value.size() == self._sources[index].size() and value.stride() == self._sources[index].stride()
+                self._recipe.append(("whole" if whole and not view.offset else "part", view))
+            elif static.is_copied(position[root]):
+                self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
             else:
-                storage = value.untyped_storage().data_ptr()
-                span = self._span_of(outputs, storage)
-                if storage not in groups:
-                    groups[storage] = len(self._sources)
-                    self._sources.append(span)
-                shift = value.storage_offset() - span.storage_offset()
-                view = _View(groups[storage], tuple(value.size()), value.stride(), shift)
-                whole = value.size() == span.size() and value.stride() == span.stride() and shift == 0
-                self._recipe.append(("whole" if whole else "part", view))
-
-    @staticmethod
-    def _span_of(outputs: Sequence[Any], storage: int) -> torch.Tensor:
-        """The one output on this storage, or the stretch of memory that covers all outputs on it."""
-        sharing = [o for o in outputs if isinstance(o, torch.Tensor) and o.untyped_storage().data_ptr() == storage]
-        if all(o is sharing[0] for o in sharing) and not _overlaps(sharing[0]):
-            return sharing[0]
-        start = min(o.storage_offset() for o in sharing)
-        end = max(
-            o.storage_offset() + 1 + sum((s - 1) * t for s, t in zip(o.shape, o.stride(), strict=True)) for o in sharing
-        )
-        return torch.as_strided(sharing[0], (end - start,), (1,), start)
+                self._recipe.append(("value", value))
 
     def collect(self, args: Sequence[Any], copy: bool) -> tuple[Any, ...]:
         """The outputs of the replay just queued; with `copy`, in memory the next replay does not touch."""
@@ -143,10 +145,31 @@ class OutputSpec:
                 found.append(recipe)
             elif kind == "whole":
                 found.append(owned[recipe.source])
-            elif kind == "part":
-                base = owned[recipe.source]
-                found.append(base.as_strided(recipe.size, recipe.stride, base.storage_offset() + recipe.offset))
             else:
-                base = args[recipe.source]
-                found.append(base.as_strided(recipe.size, recipe.stride, base.storage_offset() + recipe.offset))
+                found.append(recipe.over(owned[recipe.source] if kind == "part" else args[recipe.source]))
         return tuple(found)
+
+
+def _view(source: int, value: torch.Tensor, base: torch.Tensor) -> _View:
+    start = value.storage_offset() * value.itemsize - base.storage_offset() * base.itemsize
+    return _View(source, tuple(value.size()), tuple(value.stride()), start // value.itemsize, value.dtype)
+
+
+def _cover(sharing: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor over the memory of all of `sharing`, each element once: the only one itself, or a stretch of bytes."""
+    first = sharing[0]
+    if all(o is first for o in sharing):
+        return flat_view(first)
+    start = min(o.storage_offset() * o.itemsize for o in sharing)
+    start -= start % max(o.itemsize for o in sharing)
+    end = max(_end(o) for o in sharing)
+    as_bytes = torch.empty(0, dtype=torch.uint8, device=first.device)
+    return as_bytes.set_(first.untyped_storage(), start, (end - start,), (1,))
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """Byte of the storage behind the last element."""
+    if tensor.numel() == 0:
+        return int(tensor.storage_offset()) * tensor.itemsize
+    last = sum((s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True))
+    return (int(tensor.storage_offset()) + last + 1) * tensor.itemsize

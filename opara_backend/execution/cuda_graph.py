@@ -12,6 +12,8 @@ for the events of the kernels in `waits`; all streams start from one event and j
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -27,8 +29,11 @@ Probe = Callable[[int], None]
 class CapturedGraph:
     """A replayable graph, the outputs it fills, and the memory it works in."""
 
-    def __init__(self, graph: torch.cuda.CUDAGraph, outputs: tuple[Any, ...], arena: Arena, nbytes: int) -> None:
-        self.graph, self.outputs, self.arena, self.nbytes = graph, outputs, arena, nbytes
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, outputs: tuple[Any, ...], arena: Arena, device: torch.device
+    ) -> None:
+        self.graph, self.arena, self.device = graph, arena, device
+        self.outputs: tuple[Any, ...] | None = outputs
 
     def replay(self) -> None:
         """Queue one run on the current stream."""
@@ -36,8 +41,14 @@ class CapturedGraph:
 
     def reset(self) -> None:
         """Give the graph's memory back; the graph cannot be replayed after."""
+        if self.outputs is not None and not torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize(self.device)  # a replay under way still works in that memory
+        self.outputs = None
         self.graph.reset()
-        self.outputs = ()
+
+    def __del__(self) -> None:
+        if self.outputs is not None and not sys.is_finalizing():
+            self.reset()
 
 
 def capture(
@@ -58,10 +69,9 @@ def capture(
         arena = Arena(plan.memory, plan.graph.device)
         torch.cuda.synchronize(device)
         upstream.clear_cublas_workspaces()
-        reserved = torch.cuda.memory_reserved(device)
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         try:
-            with _generator_kept(device), torch.cuda.stream(streams[0]):
+            with _no_collection(), _generator_kept(device), torch.cuda.stream(streams[0]):
                 # Other threads may go on allocating and launching while this one captures.
                 graph.capture_begin(pool=pool, capture_error_mode="thread_local")
                 try:
@@ -76,7 +86,7 @@ def capture(
             raise
         finally:
             upstream.clear_cublas_workspaces()
-        return CapturedGraph(graph, outputs, arena, torch.cuda.memory_reserved(device) - reserved)
+        return CapturedGraph(graph, outputs, arena, device)
 
 
 def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream]) -> None:
@@ -86,6 +96,18 @@ def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Str
             streams[0].wait_stream(stream)
     with contextlib.suppress(RuntimeError):  # what is wrong has been raised already
         graph.capture_end()
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keep the garbage collector out: a graph or tensor it frees in mid-capture would invalidate the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

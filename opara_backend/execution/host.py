@@ -69,9 +69,7 @@ def observe(program: Program, args: Sequence[Any]) -> Observed:
     """Run once in program order, every buffer on its own: a plain run whose sizes and times are written down."""
     nbytes: dict[str, int] = {}
 
-    def alloc(
-        name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str
-    ) -> torch.Tensor:
+    def alloc(name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str) -> torch.Tensor:
         nbytes[name] = storage_bytes(size, stride, dtype)
         return fresh(name, size, stride, dtype, device)
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 Key = tuple[Any, ...]
 
+CAPTURES_PER_SLOT = 4  # captures a graph may make in all, per one it may keep: beyond that shapes only displace others
+SIGHTINGS_KEPT = 1024  # shapes remembered while waiting for their second call
+
 
 class _Captured:
     """One captured shape: the graph, the arguments it reads, and how to hand out its outputs."""
@@ -53,7 +56,8 @@ class CudaLane:
         self._lock = threading.Lock()
         self._captured: OrderedDict[Key, _Captured] = OrderedDict()
         self._uncaptured: dict[Key, InOrder] = {}
-        self._made: dict[Key, int] = {}
+        self._sightings: OrderedDict[Key, int] = OrderedDict()
+        self._captures_left = CAPTURES_PER_SLOT * runtime.options.max_captures
         self._streams: list[torch.cuda.Stream] = []
         self._pool: Any = None
         self._last_stream: torch.cuda.Stream | None = None
@@ -62,15 +66,38 @@ class CudaLane:
     def __call__(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         with self._lock, torch.cuda.device(self.device):
             self._follow_last_call()
-            if self._never or torch.cuda.is_current_stream_capturing():
-                return host.run_unplanned(self.runtime.program, args)
             captured = self._captured.get(key)
-            if captured is not None and captured.arguments.accept(args):
-                self._captured.move_to_end(key)
-                return captured(args)
+            if captured is not None and not torch.cuda.is_current_stream_capturing():
+                if captured.arguments.accept(args):
+                    self._captured.move_to_end(key)
+                    self.runtime.record.replays += 1
+                    return captured(args)
+                self._evict(key)  # a parameter moved: capture again, at its new address
+            self.runtime.record.other_calls += 1
             if key in self._uncaptured:
                 return self._uncaptured[key](args)
+            if torch.cuda.is_current_stream_capturing() or not self._worth_capturing(key):
+                return host.run_unplanned(self.runtime.program, args)
             return self._first_call(key, args)
+
+    def _worth_capturing(self, key: Key) -> bool:
+        """True for the shape of a static graph, and for a dynamic shape from its second call on.
+
+        A shape seen once may never come back, and a capture costs as much as hundreds of calls. Once the captures
+        of this graph are used up, shapes that have no graph stay without one, so that a server settles.
+        """
+        if self._never:
+            return False
+        if not self._captures_left:
+            if not self.runtime.record.fell_back(FallbackReason.CAPTURE_LIMIT):
+                limit = self.runtime.options.max_captures
+                self.runtime.step_down(FallbackReason.CAPTURE_LIMIT, f"more shapes or moving parameters than {limit}")
+            return False
+        seen = self._sightings.pop(key, 0) + 1
+        self._sightings[key] = seen
+        if len(self._sightings) > SIGHTINGS_KEPT:
+            self._sightings.popitem(last=False)
+        return key == () or seen > 1
 
     def _why_never(self) -> bool:
         """True if no call of this graph can be captured; says why."""
@@ -104,28 +131,25 @@ class CudaLane:
         """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
         seen = host.observe(self.runtime.program, args)
         graph = self.runtime.graph.bind(seen.nbytes)
-        made = self._made[key] = self._made.get(key, 0) + 1
-        if made > self.runtime.options.max_captures:
-            self.runtime.step_down(FallbackReason.CAPTURE_LIMIT, f"shape {key} captured {made - 1} times already")
-            self._captured.pop(key, None)
-            self._run_uncaptured(key, graph, seen.durations)
-            return seen.outputs
         try:
             self._capture(key, graph, args)
         except OparaFallbackError:
             raise
         except torch.OutOfMemoryError as error:
             self.release()
+            self._run_uncaptured(key, graph, seen.durations)
             self.runtime.step_down(FallbackReason.OUT_OF_MEMORY, f"capturing shape {key}", error)
-            self._run_uncaptured(key, graph, seen.durations)
         except Exception as error:
-            self.runtime.step_down(FallbackReason.CAPTURE_FAILED, f"shape {key}", error)
             self._run_uncaptured(key, graph, seen.durations)
+            self.runtime.step_down(FallbackReason.CAPTURE_FAILED, f"shape {key}", error)
         return seen.outputs
 
     def _run_uncaptured(self, key: Key, graph: KernelGraph, durations: Sequence[float]) -> None:
-        plan = self.runtime.plan(graph, build_profile(graph, durations, None, None), policy="sequential")
+        """From now on run shape `key` in order; what failed once is not tried again for any new shape."""
+        profile = build_profile(graph, durations, None, None)
+        plan = self.runtime.plan(graph, profile, captured=False, policy="sequential")
         self._uncaptured[key] = InOrder(self.runtime.program, plan)
+        self._never = True
         self.runtime.record.planned(key, plan, captured=False)
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
@@ -133,19 +157,23 @@ class CudaLane:
         arguments = StaticArguments(program, graph, args)
         with self._state_kept(arguments.written_static(program, graph), graph):
             profile = profile_on_cuda(graph, lambda probe: self._sequential(graph, arguments, probe))
-        plan = self.runtime.plan(graph, profile)
+        plan = self.runtime.plan(graph, profile, captured=True)
         captured = capture(program, plan, arguments.values, self._streams_for(plan), self._memory_pool())
-        outputs = OutputSpec(program, graph, captured.outputs, arguments)
+        outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
         self._captured[key] = _Captured(captured, arguments, outputs, self.runtime.options.copy_outputs)
-        while len(self._captured) > self.runtime.options.max_captures:
-            _, evicted = self._captured.popitem(last=False)
-            evicted.graph.reset()
+        self._captures_left -= 1
         self.runtime.record.planned(key, plan, captured=True)
+        if len(self._captured) > self.runtime.options.max_captures:
+            self._evict(next(iter(self._captured)))
+
+    def _evict(self, key: Key) -> None:
+        self._captured.pop(key).graph.reset()
+        self.runtime.record.forget(key)
 
     def _sequential(self, graph: KernelGraph, arguments: StaticArguments, probe: Any) -> CapturedGraph:
         """The program on one stream, with `probe` between its kernels."""
         unknown: Profile = build_profile(graph, [0.0] * len(graph), None, None)
-        plan = self.runtime.plan(graph, unknown, policy="sequential")
+        plan = self.runtime.plan(graph, unknown, captured=True, policy="sequential")
         pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
         return capture(self.runtime.program, plan, arguments.values, self._streams_for(plan), pool, probe)
 
@@ -176,7 +204,5 @@ class CudaLane:
 
     def release(self) -> None:
         """Give back all captured graphs and their memory."""
-        for captured in self._captured.values():
-            captured.graph.reset()
-        self._captured.clear()
-        self._pool = None
+        for key in list(self._captured):
+            self._evict(key)

@@ -52,9 +52,7 @@ class Program:
         """A callable with state of its own (captures, streams, lock), under the options now current."""
         chosen = options.current()
         if self.graph_json is None:
-            fallback.step_down(
-                fallback.FallbackReason.UNSUPPORTED_LOWERING, self.unsupported, policy=chosen.fallback
-            )
+            fallback.step_down(fallback.FallbackReason.UNSUPPORTED_LOWERING, self.unsupported, policy=chosen.fallback)
             return lambda args: self.run(args, None, None, None)
         from opara_backend.execution.runtime import Runtime
 

@@ -46,7 +46,6 @@ class Runtime:
         self.record = GraphRecord(graph, options)
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
-        self._captures = 0
         self._scalars: tuple[int, ...] | None = None
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
         # Where the host decides in the middle of a program, it can only be run in program order.
@@ -66,39 +65,40 @@ class Runtime:
             from opara_backend.execution.lane import CudaLane
 
             self._cuda = CudaLane(self)
-        return self._cuda(self._key(given), given)  # type: ignore[no-any-return]
+        return self._cuda(self._key(given), given)
 
     # --- the first call of a shape -------------------------------------------------------------------------------
 
     def _first_call(self, key: tuple[Any, ...], args: Sequence[Any]) -> tuple[Any, ...]:
         """CPU: run once in program order, and plan from what that run showed."""
         with self._lock:
+            found = self._executables.get(key)
+            if found is not None:  # another thread was faster
+                return found(args)
             seen = host.observe(self.program, args)
             graph = self.graph.bind(seen.nbytes)
-            plan = self.plan(graph, build_profile(graph, seen.durations, None, None))
-            self.remember(key, InOrder(self.program, plan))
+            plan = self.plan(graph, build_profile(graph, seen.durations, None, None), captured=False)
+            self._executables[key] = InOrder(self.program, plan)
             self.record.planned(key, plan, captured=False)
+            if len(self._executables) > self.options.max_captures:
+                self.record.forget(self._executables.popitem(last=False)[0])
         return seen.outputs
 
-    def plan(self, graph: KernelGraph, profile: Profile, policy: str | None = None) -> Plan:
-        """Schedule and place `graph` (sizes bound), and check both."""
+    def plan(self, graph: KernelGraph, profile: Profile, *, captured: bool, policy: str | None = None) -> Plan:
+        """Schedule and place `graph` (sizes bound), and check both.
+
+        captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
+        """
         chosen = policy or self.options.policy
         schedule = build(
             graph, profile, policy=chosen, launch_order=self.options.launch_order, streams=self.options.streams
         )
-        # Outputs that nobody copies afterwards must not lie in memory the next call writes.
-        owned = [n for n in graph.outputs if n is not None] if graph.device == "cpu" else []
+        owned = [] if captured else [name for name in graph.outputs if name is not None]
         memory = plan_memory(graph, schedule, exclude=owned)
         start = time.perf_counter()
         verify(graph, schedule)
         verify_memory(graph, schedule, memory)
         return Plan(graph, profile, schedule, memory, time.perf_counter() - start)
-
-    def remember(self, key: tuple[Any, ...], executable: Executable) -> None:
-        """Keep `executable` for `key`, dropping the least recently made one past the limit."""
-        self._executables[key] = executable
-        while len(self._executables) > self.options.max_captures:
-            self._executables.popitem(last=False)
 
     def step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
         step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
@@ -113,4 +113,8 @@ class Runtime:
         if not self._scalars and not dynamic:
             return ()
         layouts = tuple((args[i].shape, args[i].stride()) for i in dynamic)
-        return (*(args[i] for i in self._scalars), *layouts)
+        return (*(_hashable(args[i]) for i in self._scalars), *layouts)
+
+
+def _hashable(value: Any) -> Any:
+    return value if value is None or isinstance(value, int | float | str) else id(value)

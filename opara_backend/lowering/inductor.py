@@ -21,6 +21,7 @@ import torch
 
 from opara_backend import upstream
 from opara_backend.kernel_graph import Buffer, KernelGraph
+from opara_backend.lowering import lines as line_kinds
 from opara_backend.lowering import statements
 from opara_backend.lowering.describe import (
     buffer_of,
@@ -30,6 +31,7 @@ from opara_backend.lowering.describe import (
     source_of,
 )
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
+from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
 
 log = logging.getLogger(__name__)
@@ -47,29 +49,6 @@ PATCHES: dict[str, Any] = {
     "nan_asserts": False,
     "triton.autotune_at_compile_time": False,
 }
-
-# Lines that only keep Inductor's own books: nothing of them reaches the program.
-_BOOKKEEPING = (
-    "FreeLine",
-    "FreeIfNotReusedLine",
-    "NullLine",
-    "CommentLine",
-    "EnterDeviceContextManagerLine",
-    "ExitDeviceContextManagerLine",
-    "AssertSizeStrideLine",
-    "GroupedAssertSizeStrideLine",
-    "AssertAlignmentLine",
-    "KernelDefinitionLine",
-    "LineContext",
-)
-# Lines whose meaning our schedule would change: the user chose streams or pools, or the text is C++.
-_UNSUPPORTED = (
-    "EnterDeviceContextManagerWithStreamInfoLine",
-    "EnterCudaStreamContextLine",
-    "EnterCudaMemPoolContextLine",
-    "EnterKernelProfileScopeLine",
-)
-_VIEWS = ("MultiOutputLine", "ReinterpretLine", "ReuseLine")
 
 
 @dataclass(frozen=True)
@@ -97,7 +76,7 @@ class Unsupported(Exception):
     """A wrapper line that cannot be rewritten; the message is the fallback's detail."""
 
 
-class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
+class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
     """Writes `program(args, alloc, task, release)` in place of `call(args)`."""
 
     def __init__(self) -> None:
@@ -138,7 +117,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
     def add_benchmark_harness(self, output: Any) -> None:
         """None: the harness calls a plain function `call`, which this module has not."""
 
-    def make_allocation(  # type: ignore[override]
+    def make_allocation(
         self,
         name: str,
         device: torch.device,
@@ -149,7 +128,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
         is_pinned: bool = False,
     ) -> str:
         if self._unsupported:
-            return super().make_allocation(name, device, dtype, shape, stride, allocation_shape, is_pinned)  # type: ignore[no-any-return]
+            return super().make_allocation(name, device, dtype, shape, stride, allocation_shape, is_pinned)
         if is_pinned:
             raise Unsupported(f"buffer {name} is pinned host memory")
         sizes = self.codegen_python_shape_tuple(shape)
@@ -174,7 +153,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
 
     def run_wrapper_ir_passes(self, is_inference: bool) -> None:
         super().run_wrapper_ir_passes(is_inference)
-        self.lines = [_Rewritten(self, list(self.lines))]
+        self.lines: list[Any] = [_Rewritten(self, list(self.lines))]
 
     def rewrite(self, lines: Sequence[Any], code: Any) -> None:
         """Sort `lines` into the writer and put its body into `code`."""
@@ -189,21 +168,21 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
             ),
             symbols=_symbols(graph),
         )
-        whole_of = {id(line): line.node.get_name() for line in lines if _is(line, ("ReinterpretLine",))}
+        whole_of = {id(line): line.node.get_name() for line in lines if is_a(line, ("ReinterpretLine",))}
         for line in lines:
             text, indent = self._text_of(line)
             self._sort(writer, line, text, indent, whole_of.get(id(line)))
         self._graph = writer.graph([statements.parse(ref) for ref in self.get_output_refs()])
         self._graph.verify()
-        for text in writer.body():
-            code.writeline(text)
+        for emitted in writer.body():
+            code.writeline(emitted)
 
     def _text_of(self, line: Any) -> tuple[list[str], int]:
         """What `line` writes, dedented, and by how much it changes the indentation of what follows."""
         buffer = upstream.IndentedBuffer()
 
         def sink(item: Any) -> None:
-            if isinstance(item, upstream.wrapper_lines.WrapperLine):
+            if isinstance(item, upstream.WrapperLine):
                 item.codegen(buffer)
             else:
                 buffer.writeline(item)
@@ -211,35 +190,36 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
         # An instance attribute shadows the method, as Inductor's own `set_writeline` does; that one's signature
         # differs between versions.
         redirected = self.writeline  # Inductor has redirected it already, and must find its own again
-        self.writeline = sink  # type: ignore[method-assign]
+        self.writeline = sink  # type: ignore[assignment, method-assign]
         try:
-            if isinstance(line, upstream.wrapper_lines.WrapperLine):
+            if isinstance(line, upstream.WrapperLine):
                 line.codegen(buffer)
             elif isinstance(line, str | upstream.DeferredLineBase):
                 buffer.writeline(line)
-            elif not _is(line, _BOOKKEEPING):
+            elif not is_a(line, line_kinds.BOOKKEEPING):
                 raise Unsupported(f"wrapper line of type {type(line).__name__}")
         finally:
             self.writeline = redirected  # type: ignore[method-assign]
         return [t for t in buffer.getvalue().splitlines() if t.strip()], buffer._indent
 
-    def _sort(self, writer: ProgramWriter, line: Any, text: list[str], indent: int, whole: str | None) -> None:
+    def _sort(self, writer: ProgramWriter, line: Any, written: list[str], indent: int, whole: str | None) -> None:
         """Hand one line to the writer method that fits it."""
-        if _is(line, _UNSUPPORTED) or getattr(line, "comm_buffer", False):
+        if is_a(line, line_kinds.UNSUPPORTED) or getattr(line, "comm_buffer", False):
             raise Unsupported(f"{type(line).__name__}: the program chooses streams, pools or peers itself")
-        if _is(line, _BOOKKEEPING):
+        if is_a(line, line_kinds.BOOKKEEPING):
             return
-        text = [t for t in text if not t.lstrip().startswith(("#", "del "))]
+        text = [t for t in written if not t.lstrip().startswith(("#", "del "))]
         if not text and not indent:
             return
         statement = statements.parse("\n".join(text))
-        if writer.depends_on_host(statement) or indent or statement.kind == "host" and not _is(line, _CALLS):
+        by_itself = statement.kind == "host" and not is_a(line, line_kinds.CALLS)
+        if writer.depends_on_host(statement) or indent or by_itself:
             writer.host(statement, text, indent)
-        elif _is(line, ("AllocateLine",)):
+        elif is_a(line, ("AllocateLine",)):
             writer.allocation(buffer_of(line.node, planned=True), text)
-        elif _is(line, _VIEWS) or statement.kind == "view":
+        elif is_a(line, line_kinds.VIEWS) or statement.kind == "view":
             self._sort_view(writer, line, statement, text, whole)
-        elif _is(line, _CALLS) or statement.kind == "call":
+        elif is_a(line, line_kinds.CALLS) or statement.kind == "call":
             self._sort_call(writer, line, statement, text)
         else:
             writer.plain(text)
@@ -255,14 +235,15 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
 
     def _sort_call(self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str]) -> None:
         origin = self._origin(line)
+        stores: tuple[str, ...] = ()
         node = getattr(line, "node", None) or getattr(origin, "node", None)
-        if _is(line, ("KernelCallLine",)):
+        if is_a(line, ("KernelCallLine",)):
             call = triton_call(line, _mutated(origin)) if line.triton else cpp_call(line)
             if line.triton:
                 text = _fresh_stream(text)
             elif line.device.type != "cpu":
                 raise Unsupported(f"kernel {line.kernel_name} is neither Triton nor C++ for the CPU")
-            device, stores = str(line.device), ()
+            device = str(line.device)
         else:
             touched = [n for n in (*statement.loads, *statement.stores) if writer.knows(n)]
             if not touched and node is None:
@@ -270,7 +251,8 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
                 return
             call = extern_call(node, statement)
             own = getattr(node, "get_device", lambda: None)()
-            device, stores = str(own) if own is not None else writer.device, statement.stores
+            device = str(own) if own is not None else writer.device
+            stores = statement.stores
         writer.launch(
             call,
             text,
@@ -286,7 +268,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):  # type: ignore[misc]
         """Write `lines` as stock Inductor does."""
         self._unsupported = why
         for line in lines:
-            if isinstance(line, upstream.wrapper_lines.WrapperLine):
+            if isinstance(line, upstream.WrapperLine):
                 line.codegen(code)
             else:
                 code.writeline(line)
@@ -321,7 +303,7 @@ def __getattr__(name):
 """
 
 
-class _Rewritten(upstream.wrapper_lines.WrapperLine):  # type: ignore[misc]
+class _Rewritten(upstream.WrapperLine):
     """All wrapper lines of a graph, as one that writes the program."""
 
     def __init__(self, wrapper: OparaWrapperCodegen, lines: list[Any]) -> None:
@@ -336,20 +318,6 @@ class _Rewritten(upstream.wrapper_lines.WrapperLine):  # type: ignore[misc]
         except Exception as error:
             log.exception("lowering failed; please report this")
             self.wrapper.leave_to_inductor(self.lines, code, f"internal error: {type(error).__name__}: {error}")
-
-
-_CALLS = (
-    "KernelCallLine",
-    "ExternKernelAllocLine",
-    "ExternKernelOutLine",
-    "ExternKernelMultiOutLine",
-    "IndexPutFallbackLine",
-    "ScatterFallbackLine",
-)
-
-
-def _is(line: Any, names: tuple[str, ...]) -> bool:
-    return any(cls.__name__ in names for cls in type(line).__mro__)
 
 
 _STREAM_NAME = re.compile(r"stream=stream(\d+)\b")

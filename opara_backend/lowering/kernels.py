@@ -14,7 +14,6 @@ read *and* written.
 from __future__ import annotations
 
 import ast
-import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +115,10 @@ def _operator(name: str) -> Any:
     path = name.removeprefix("torch.ops.").split(".")
     if len(path) < 2:
         return None
-    return functools.reduce(lambda owner, part: getattr(owner, part, None), path, torch.ops)
+    owner: Any = torch.ops
+    for part in path:
+        owner = getattr(owner, part, None)
+    return owner
 
 
 def names_in(text: str) -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from opara_backend import upstream
 from opara_backend._version import __version__
 
 
-class CacheMarker(upstream.CustomGraphPass):  # type: ignore[misc]
+class CacheMarker(upstream.CustomGraphPass):
     """Runs `inner` and enters (package, version, inner's uuid) into Inductor's and AOTAutograd's cache keys."""
 
     def __init__(self, inner: Any = None) -> None:
-        self.inner = inner.inner if isinstance(inner, CacheMarker) else inner
+        self.inner: Any = inner.inner if isinstance(inner, CacheMarker) else inner
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:

@@ -43,9 +43,7 @@ def graph_structure(raw_graph: int) -> tuple[list[int], list[tuple[int, int]]]:
     nodes, edges = _nodes_and_edges(driver, driver.CUgraph(raw_graph))
     kinds = driver.CUgraphNodeType
     idle = (kinds.CU_GRAPH_NODE_TYPE_EMPTY, kinds.CU_GRAPH_NODE_TYPE_EVENT_RECORD, kinds.CU_GRAPH_NODE_TYPE_WAIT_EVENT)
-    work = [
-        i for i, n in enumerate(nodes) if _checked("cuGraphNodeGetType", driver.cuGraphNodeGetType(n)) not in idle
-    ]
+    work = [i for i, n in enumerate(nodes) if _checked("cuGraphNodeGetType", driver.cuGraphNodeGetType(n)) not in idle]
     return work, edges
 
 

@@ -10,6 +10,7 @@ themselves is measured in the same graph and taken off.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import statistics
 from collections.abc import Callable
@@ -46,7 +47,7 @@ def profile_on_cuda(graph: KernelGraph, capture: Callable[[Callable[[int], None]
             captured.replay()
             torch.cuda.synchronize(device)
             if replay >= WARM_REPLAYS:
-                samples.append([a.elapsed_time(b) * 1e-3 for a, b in zip(events, events[1:], strict=False)])
+                samples.append([a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(events)])
         launches = _launches(captured, len(graph))
     finally:
         captured.reset()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from opara_backend.fallback import Fallback
+from opara_backend.fallback import Fallback, FallbackReason
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 
@@ -27,17 +27,28 @@ _listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.
 class GraphRecord:
     """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
 
-    plans: per concrete shape, the Plan and whether it is a captured CUDA Graph.
+    plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
+    replays, other_calls: calls served by a captured graph, and by any other way (first calls included).
     """
 
     graph: KernelGraph
     options: Options
     plans: dict[tuple[Any, ...], tuple[Plan, bool]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
+    replays: int = 0
+    other_calls: int = 0
 
     def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
         """Note how shape `key` runs from now on."""
         self.plans[key] = (plan, captured)
+
+    def fell_back(self, reason: FallbackReason) -> bool:
+        """True if `reason` has been noted."""
+        return any(step.reason is reason for step in self.fallbacks)
+
+    def forget(self, key: tuple[Any, ...]) -> None:
+        """Shape `key` is no longer ready to run."""
+        self.plans.pop(key, None)
 
 
 def publish(record: GraphRecord) -> None:

@@ -1,0 +1,250 @@
+"""The captured graph itself: its branches, who owns its outputs, what a failure leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from typing import Any
+
+import networkx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_backend.execution import cuda_graph, lane
+from opara_backend.fallback import FallbackReason, OparaFallbackError
+from opara_backend.profiling.resources import graph_structure
+from opara_backend.report.record import collect
+
+
+class Branches(nn.Module):
+    """`width` independent chains of matrix products behind one input, joined in the end."""
+
+    def __init__(self, width: int = 4, size: int = 256) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(
+            nn.Sequential(nn.Linear(size, size), nn.Tanh(), nn.Linear(size, size), nn.Tanh()) for _ in range(width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([chain(x + i) for i, chain in enumerate(self.chains)], 1).softmax(1)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Branches().cuda().eval()
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(8, 256, device="cuda")
+
+
+def graph_width(raw_graph: int) -> int:
+    """Largest set of working nodes none of which waits for another, from the graph's own nodes and edges (Dilworth)."""
+    work, edges = graph_structure(raw_graph)
+    graph = networkx.DiGraph(edges)
+    graph.add_nodes_from(work)
+    closure = networkx.transitive_closure_dag(graph)
+    left = {node: ("out", node) for node in work}
+    pairs = networkx.Graph()
+    pairs.add_nodes_from(left.values(), bipartite=0)
+    pairs.add_edges_from((left[a], ("in", b)) for a, b in closure.edges if a in left and b in left)
+    matching = networkx.bipartite.hopcroft_karp_matching(pairs, top_nodes=list(left.values()))
+    return len(work) - len(matching) // 2
+
+
+@pytest.fixture
+def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graph.CapturedGraph]:
+    """Every graph captured for replay while the test runs (those for profiling have a probe)."""
+    made: list[cuda_graph.CapturedGraph] = []
+    original = cuda_graph.capture
+
+    def spy(*args: Any) -> cuda_graph.CapturedGraph:
+        graph = original(*args)
+        if len(args) < 6 or args[5] is None:
+            made.append(graph)
+        return graph
+
+    monkeypatch.setattr(lane, "capture", spy)
+    return made
+
+
+@pytest.mark.parametrize(("policy", "least", "most"), [("opara", 4, 8), ("sequential", 1, 1)])
+def test_width_of_the_real_graph(
+    model: nn.Module, x: Tensor, captured_graphs: list[cuda_graph.CapturedGraph], policy: str, least: int, most: int
+) -> None:
+    with torch.inference_mode():
+        torch.compile(model, backend="opara", options={"policy": policy})(x)
+    (graph,) = captured_graphs
+    assert least <= graph_width(graph.graph.raw_cuda_graph()) <= most
+
+
+def test_streams_option_bounds_the_width(
+    model: nn.Module, x: Tensor, captured_graphs: list[cuda_graph.CapturedGraph]
+) -> None:
+    with torch.inference_mode():
+        torch.compile(model, backend="opara", options={"streams": 2})(x)
+    (graph,) = captured_graphs
+    assert graph_width(graph.graph.raw_cuda_graph()) == 2
+
+
+def test_outputs_belong_to_the_caller(model: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        inputs = [x + i for i in range(5)]
+        kept = [call(i) for i in inputs]
+        for given, found in zip(inputs, kept, strict=True):
+            torch.testing.assert_close(found, model(given), rtol=1e-3, atol=1e-4)
+        again = call(kept[-1].repeat(1, 1)[:, :256].contiguous())  # an output fed back
+        assert torch.isfinite(again).all()
+
+
+def test_zero_copy_outputs_are_overwritten(model: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara", options={"copy_outputs": False})
+        call(x)
+        first = call(x)
+        second = call(x + 1)
+        assert first.data_ptr() == second.data_ptr()
+        torch.testing.assert_close(second, model(x + 1), rtol=1e-3, atol=1e-4)
+
+
+def test_parameters_are_read_where_they_are(model: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        call(x)
+        model.chains[0][0].weight.mul_(3)  # in place: no new capture needed
+        torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone() * 1.5  # new addresses
+    with torch.inference_mode():
+        for _ in range(2):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_random_numbers_advance_and_are_right() -> None:
+    def draw(t: Tensor) -> Tensor:
+        return torch.rand_like(t) + torch.nn.functional.dropout(t, 0.5)
+
+    t = torch.ones(10000, device="cuda")
+    with torch.no_grad():
+        call = torch.compile(draw, backend="opara")
+        results = [call(t) for _ in range(4)]
+        for i, a in enumerate(results):
+            assert 1.45 < float(a.mean()) < 1.55
+            assert all(not torch.equal(a, b) for b in results[:i])
+        exact = torch.compile(draw, backend="opara", options={"fallback_random": True})
+        torch.manual_seed(7)
+        found = [exact(t) for _ in range(4)]
+        torch.manual_seed(7)
+        for result in found:
+            torch.testing.assert_close(result, draw(t))
+
+
+def test_calls_on_different_streams_and_threads(model: nn.Module, x: Tensor) -> None:
+    failures: list[str] = []
+
+    def work(index: int) -> None:
+        stream = torch.cuda.Stream()
+        with torch.inference_mode(), torch.cuda.stream(stream):
+            for step in range(50):
+                given = x + index + 0.01 * step
+                if not torch.allclose(call(given), model(given), rtol=1e-3, atol=1e-4):
+                    failures.append(f"thread {index}, call {step}")
+
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        call(x)
+        torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_deleting_the_model_frees_its_memory() -> None:
+    def once() -> None:
+        model = Branches(size=1024).cuda().eval()
+        given = torch.randn(8, 1024, device="cuda")
+        with torch.inference_mode():
+            call = torch.compile(model, backend="opara")
+            for _ in range(3):
+                call(given)
+
+    def settle() -> int:
+        torch._dynamo.reset()
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        return torch.cuda.memory_reserved()
+
+    once()
+    before = settle()
+    for _ in range(5):
+        once()
+    assert settle() <= before
+
+
+@pytest.mark.parametrize("when", ["profiling", "capture", "invalid"])
+def test_a_failure_steps_down_and_leaves_nothing_behind(
+    model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    original = cuda_graph._launch_all
+
+    def failing(*args: Any) -> Any:
+        profiling = args[5] is not None
+        if profiling == (when == "profiling"):
+            original(*args)  # streams are forked, kernels are captured
+            if when == "invalid":
+                torch.ones(1, device="cuda").item()  # what no capture survives
+            raise RuntimeError("injected")
+        return original(*args)
+
+    monkeypatch.setattr(cuda_graph, "_launch_all", failing)
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        for _ in range(3):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    assert [f.reason for r in records for f in r.fallbacks] == [FallbackReason.CAPTURE_FAILED]
+    assert not torch.cuda.is_current_stream_capturing()
+    torch.randn(4, device="cuda")  # the generator is not stuck in capture
+    torch._dynamo.reset()
+    with torch.inference_mode():
+        strict = torch.compile(model, backend="opara", options={"fallback": "error"})
+        with pytest.raises(OparaFallbackError, match="capture_failed"):
+            strict(x)
+    monkeypatch.undo()
+    torch._dynamo.reset()
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        for _ in range(2):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    assert not records[0].fallbacks
+
+
+def test_a_cpu_kernel_in_the_graph_is_run_uncaptured(x: Tensor) -> None:
+    def mixed(t: Tensor) -> Tensor:
+        return (t.cpu().sin() * 2).cuda() + t.cos()
+
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(mixed, backend="opara")
+        for _ in range(3):
+            torch.testing.assert_close(call(x), mixed(x))
+    assert [f.reason for r in records for f in r.fallbacks] == [FallbackReason.HOST_KERNEL]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_device_other_than_the_current_one() -> None:
+    model, x = Branches().to("cuda:1").eval(), torch.randn(8, 256, device="cuda:1")
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        for _ in range(3):
+            found = call(x)
+            assert found.device == torch.device("cuda:1")
+            torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)
+    assert not records[0].fallbacks
+    assert torch.cuda.current_device() == 0
