@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import models
+from bench.readme import ROOT, renewed
 from bench.run import Row, run, save
 
 
@@ -33,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     runner.add_argument("--out", help="write the samples to this JSON file")
     runner.add_argument("--commit", help="commit to record, where git cannot tell")
+    commands.add_parser("readme", help="renew the generated parts of README.md").set_defaults(models=None)
     chosen = parser.parse_args(argv)
+    if chosen.models is None:
+        (ROOT / "README.md").write_text(renewed((ROOT / "README.md").read_text()))
+        return 0
     stock = "reduce-overhead" if torch.cuda.is_available() else "inductor"
     backends = chosen.backends or [stock, "opara"]
     rows: list[Row] = []

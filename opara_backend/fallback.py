@@ -28,6 +28,7 @@ class FallbackReason(enum.Enum):
     CAPTURE_LIMIT = "capture_limit"
     CAPTURE_FAILED = "capture_failed"
     OUT_OF_MEMORY = "out_of_memory"
+    INVALID_SCHEDULE = "invalid_schedule"
 
     @property
     def remedy(self) -> str:
@@ -46,6 +47,7 @@ _REMEDIES = {
     FallbackReason.CAPTURE_LIMIT: 'raise options={"max_captures": ...} or pad inputs to fewer shapes',
     FallbackReason.CAPTURE_FAILED: "see the exception above; the model runs uncaptured",
     FallbackReason.OUT_OF_MEMORY: "free GPU memory, or lower the batch size",
+    FallbackReason.INVALID_SCHEDULE: "a bug in a policy: please report the detail; the model runs in program order",
 }
 
 

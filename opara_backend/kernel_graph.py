@@ -12,6 +12,7 @@ two kernels conflict exactly when they name the same buffer and at least one of 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -85,7 +86,8 @@ class KernelGraph:
     """Kernels in program order (a topological order), their buffers, and the edges between them.
 
     outputs: for each value the program returns, the buffer it lives in, or None for a plain number.
-    segments: index of the first kernel of each part; more than one means the host must look at a result in between.
+    segments: index of the first kernel of each part; more than one means the host must look at a result in between,
+    and a part may be empty: the host may look before the first kernel, or behind the last.
     symbols: names of the symbolic sizes the program was lowered with.
     """
 
@@ -174,10 +176,11 @@ class KernelGraph:
         """The graph as a program: inputs, then one line a kernel in program order, then what is returned."""
         lines = [f"kernel_graph({', '.join(b.name for b in self.buffers if b.kind == 'input')}) on {self.device}:"]
         starts = set(self.segments[1:])
-        for index, kernel in enumerate(self.kernels):
+        for index in range(len(self.kernels) + 1):
             if index in starts:
                 lines.append("  -- the host looks at a result --")
-            lines.append(f"  {_kernel_line(self, index, kernel)}")
+            if index < len(self.kernels):
+                lines.append(f"  {_kernel_line(self, index, self.kernels[index])}")
         lines.append(f"  return {', '.join(str(name) for name in self.outputs) or 'nothing'}")
         return "\n".join(lines)
 
@@ -198,13 +201,14 @@ def _kernel_line(graph: KernelGraph, index: int, kernel: Kernel) -> str:
 def problems(graph: KernelGraph) -> Iterator[str]:
     """What is wrong with a graph, one sentence each; nothing if it is legal.
 
-    Legal: names unique; kinds known; every buffer a kernel names exists; an intermediate is written before it is
-    read; constants are never written; edges go forward in program order and each is a real conflict on its buffer;
-    every output names a buffer; segments start at 0 and ascend. That the edges are *complete* is not taken on trust
-    here: `scheduling.verify` recomputes conflicts from reads and writes.
+    Legal: names unique; kinds known; every buffer a kernel names exists; whoever touches a buffer touches its parts
+    (so that names alone tell conflicts); an intermediate is written before it is read; constants are never written;
+    edges go forward in program order and each is a real conflict on its buffer; every output names a buffer;
+    segments start at 0 and ascend. That the edges are *complete* is not taken on trust here: `scheduling.verify`
+    recomputes conflicts from reads and writes.
     """
-    names = [b.name for b in graph.buffers]
-    yield from (f"two buffers are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1}))
+    counts = Counter(b.name for b in graph.buffers)
+    yield from (f"two buffers are called {n!r}" for n in sorted(n for n, count in counts.items() if count > 1))
     kernel_names = [k.name for k in graph.kernels]
     if len(set(kernel_names)) != len(kernel_names):
         yield "two kernels have the same name"
@@ -214,6 +218,7 @@ def problems(graph: KernelGraph) -> Iterator[str]:
         if isinstance(buffer.nbytes, int) and buffer.nbytes < 0:
             yield f"buffer {buffer.name!r} has {buffer.nbytes} bytes"
     known = {b.name: b for b in graph.buffers}
+    yield from _part_problems(graph, known)
     written = {b.name for b in graph.buffers if b.kind != "intermediate"}
     written |= {b.part_of for b in graph.buffers if b.part_of is not None}  # written through its parts
     for kernel in graph.kernels:
@@ -235,8 +240,31 @@ def problems(graph: KernelGraph) -> Iterator[str]:
         elif not _is_conflict(graph.kernels[edge.src], graph.kernels[edge.dst], edge):
             yield f"edge {edge.src} -> {edge.dst} claims a {edge.kind} on {edge.buffer!r} that its kernels do not have"
     yield from (f"output {n!r} is no buffer of the graph" for n in graph.outputs if n is not None and n not in known)
-    if not graph.segments or graph.segments[0] != 0 or list(graph.segments) != sorted(graph.segments):
-        yield f"segments {graph.segments} must start at 0 and ascend"
+    starts = list(graph.segments)
+    if not starts or starts[0] != 0 or starts != sorted(starts) or starts[-1] > len(graph):
+        yield f"segments {graph.segments} must start at 0, ascend, and stay within {len(graph)} kernels"
+
+
+def _part_problems(graph: KernelGraph, known: Mapping[str, Buffer]) -> Iterator[str]:
+    parts: dict[str, list[str]] = {}
+    for buffer in graph.buffers:
+        if buffer.part_of is None:
+            continue
+        parts.setdefault(buffer.part_of, []).append(buffer.name)
+        above, whole = {buffer.name}, known.get(buffer.part_of)
+        while whole is not None and whole.part_of is not None and whole.name not in above:
+            above.add(whole.name)
+            whole = known.get(whole.part_of)
+        if whole is None:
+            yield f"buffer {buffer.name!r} is part of something that is no buffer of the graph"
+        elif whole.part_of is not None:
+            yield f"buffer {buffer.name!r} is part of itself"
+    for kernel in graph.kernels if parts else ():
+        writes = set(kernel.writes)
+        for touched, enough in ((kernel.reads, writes.union(kernel.reads)), (kernel.writes, writes)):
+            for name in touched:
+                missing = [part for part in parts.get(name, ()) if part not in enough]
+                yield from (f"kernel {kernel.name!r} touches {name!r} but not its part {part!r}" for part in missing)
 
 
 def _is_conflict(first: Kernel, second: Kernel, edge: Edge) -> bool:
@@ -245,4 +273,4 @@ def _is_conflict(first: Kernel, second: Kernel, edge: Edge) -> bool:
         return writes_first and edge.buffer in second.reads
     if edge.kind == "WAR":
         return edge.buffer in first.reads and writes_second
-    return writes_first and writes_second
+    return edge.kind == "WAW" and writes_first and writes_second

@@ -6,16 +6,16 @@ Must not change: the graph or the schedule. Imports no torch. Errors: `MemoryPla
 
 Two buffers may share bytes only if every access of one happens before every access of the other. Under a partial
 order "before in program order" is not enough, which is why schedulers that keep Inductor's own reuse either race or
-switch it off. Happens-before is held as one bit set per kernel here, because the question is asked for sets.
+switch it off. Sets of kernels and of buffers are held as the bits of one int here, because there are many of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import HappensBefore, Schedule
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
 
@@ -50,40 +50,53 @@ class MemoryPlan:
 def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
     """Place every planned buffer of known size, largest first, each in the tightest gap that is free for its life.
 
-    exclude: buffers somebody else allocates (outputs the caller will own). O(buffers^2) set operations.
+    exclude: buffers somebody else allocates (outputs the caller will own). Who may share with whom takes
+    O(kernels x streams + accesses) set operations; placing looks at each pair that may not share.
     """
-    ancestors = _ancestors(schedule)
     accesses = _accesses(graph)
-    kept = set(graph.outputs) | set(exclude)
+    kept = _with_wholes(graph, graph.outputs)
+    excluded = _with_wholes(graph, exclude)
     sizes = {
         b.name: b.nbytes
         for b in graph.buffers
-        if b.planned and isinstance(b.nbytes, int) and b.nbytes > 0 and b.name not in exclude and accesses.get(b.name)
+        if b.planned and isinstance(b.nbytes, int) and b.nbytes > 0 and b.name not in excluded and accesses.get(b.name)
     }
-    common = {name: _common_ancestors(accesses[name], ancestors) for name in sizes}
-    placed: list[Placement] = []
+    index = {name: i for i, name in enumerate(accesses)}
+    touched = [0] * len(graph)
+    for name, kernels in accesses.items():
+        for kernel in _members(kernels):
+            touched[kernel] |= 1 << index[name]
+    ended, unbegun = _ended(schedule, touched), _ended(_backwards(schedule), touched)
+    endless = sum(1 << index[name] for name in kept if name in index)
+    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
+    placed = 0
     for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        busy = sorted(
-            (p.offset, p.offset + _aligned(p.nbytes))
-            for p in placed
-            if not _disjoint(name, p.buffer, accesses, common, kept)
-        )
-        placed.append(Placement(name, _tightest_gap(busy, _aligned(sizes[name])), sizes[name]))
-    arena = max((p.offset + _aligned(p.nbytes) for p in placed), default=0)
-    order = {b.name: i for i, b in enumerate(graph.buffers)}
-    placed.sort(key=lambda p: order[p.buffer])
-    return MemoryPlan(tuple(placed), arena, _releases(graph, schedule, ancestors, accesses, kept))
+        sharing = _intersection(ended, accesses[name]) & ~endless
+        if name not in kept:
+            sharing |= _intersection(unbegun, accesses[name])
+        nbytes = _aligned(sizes[name])
+        offset = _tightest_gap(sorted([span[i] for i in _members(placed & ~sharing)]), nbytes)
+        span[index[name]] = offset, offset + nbytes
+        placed |= 1 << index[name]
+    arena = max((end for _, end in span.values()), default=0)
+    placements = tuple(Placement(name, span[index[name]][0], nbytes) for name, nbytes in sizes.items())
+    return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
 
 
 def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> None:
-    """Raise MemoryPlanError if two buffers sharing bytes may be alive together, or one lies outside the arena."""
+    """Raise MemoryPlanError if two buffers sharing bytes may be alive together, or one lies outside the arena.
+
+    Computed from reads, writes and ancestors alone, by other means than `plan_memory` uses.
+    """
     ancestors = _ancestors(schedule)
     accesses = _accesses(graph)
-    common = {p.buffer: _common_ancestors(accesses[p.buffer], ancestors) for p in plan.placements}
-    kept = set(graph.outputs)
+    common = {p.buffer: _intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
+    kept = _with_wholes(graph, graph.outputs)
     for placement in plan.placements:
         if placement.offset < 0 or placement.offset + placement.nbytes > plan.arena_bytes:
             raise MemoryPlanError(f"buffer {placement.buffer!r} lies outside the arena of {plan.arena_bytes} bytes")
+        if placement.nbytes != graph.buffer(placement.buffer).nbytes:
+            raise MemoryPlanError(f"buffer {placement.buffer!r} is not {placement.nbytes} bytes large")
     active: list[Placement] = []
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
@@ -93,26 +106,26 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
                 )
         active.append(placement)
+    for kernel, names in zip(schedule.order, plan.releases, strict=True):
+        for name in names:
+            if name in kept or accesses.get(name, 0) & ~ancestors[kernel]:
+                raise MemoryPlanError(f"buffer {name!r} is dropped before {graph.kernels[kernel].name}, still in use")
 
 
-def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str | None]) -> bool:
+def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str]) -> bool:
     """True if one buffer's last access happens before the other's first; a kept buffer has no last access."""
-    if first not in kept and not accesses[first] & ~common[second]:
+    if first not in kept and not accesses.get(first, 0) & ~common[second]:
         return True
-    return second not in kept and not accesses[second] & ~common[first]
+    return second not in kept and not accesses.get(second, 0) & ~common[first]
 
 
-def _ancestors(schedule: Schedule) -> list[int]:
-    """For each kernel, the bit set of kernels that happen before it."""
-    found = [0] * len(schedule.stream)
-    last: dict[int, int] = {}
-    for kernel in schedule.order:
-        stream = schedule.stream[kernel]
-        bits = 0
-        for before in (*schedule.waits[kernel], *([last[stream]] if stream in last else [])):
-            bits |= found[before] | 1 << before
-        found[kernel] = bits
-        last[stream] = kernel
+def _with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
+    """`names` and the buffers they are parts of."""
+    found: set[str] = set()
+    for name in names:
+        while name is not None and name not in found:
+            found.add(name)
+            name = graph.buffer(name).part_of
     return found
 
 
@@ -129,42 +142,95 @@ def _accesses(graph: KernelGraph) -> dict[str, int]:
     return found
 
 
-def _common_ancestors(accesses: int, ancestors: list[int]) -> int:
-    """Kernels that happen before every kernel of the bit set `accesses`."""
+def _ancestors(schedule: Schedule) -> list[int]:
+    """For each kernel, the bit set of kernels that happen before it."""
+    found = [0] * len(schedule.stream)
+    last: dict[int, int] = {}
+    for kernel in schedule.order:
+        stream = schedule.stream[kernel]
+        bits = 0
+        for before in (*schedule.waits[kernel], *([last[stream]] if stream in last else [])):
+            bits |= found[before] | 1 << before
+        found[kernel] = bits
+        last[stream] = kernel
+    return found
+
+
+def _ended(schedule: Schedule, touched: Sequence[int]) -> list[int]:
+    """For each kernel, the bit set of buffers that only kernels happening before it touch.
+
+    touched: for each kernel, the bit set of buffers it touches. What happens before a kernel is a beginning of each
+    stream, as long as its vector clock says; what the rest of a stream leaves alone is one set per place on it.
+    """
+    lanes: list[list[int]] = [[] for _ in range(schedule.streams)]
+    for kernel in schedule.order:
+        lanes[schedule.stream[kernel]].append(kernel)
+    left_alone = []
+    for lane in lanes:
+        sets = [-1]
+        for kernel in reversed(lane):
+            sets.append(sets[-1] & ~touched[kernel])
+        left_alone.append(sets[::-1])
+    ended = []
+    for kernel, clock in enumerate(HappensBefore(schedule).clock):
+        found = ~touched[kernel]  # its own clock counts the kernel itself
+        for sets, count in zip(left_alone, clock, strict=True):
+            found &= sets[count]
+        ended.append(found)
+    return ended
+
+
+def _backwards(schedule: Schedule) -> Schedule:
+    """The Schedule in which b happens before a exactly if a happens before b in `schedule`."""
+    waits: list[list[int]] = [[] for _ in schedule.waits]
+    for kernel, awaited in enumerate(schedule.waits):
+        for before in awaited:
+            waits[before].append(kernel)
+    return Schedule(schedule.stream, schedule.order[::-1], tuple(map(tuple, waits)), schedule.policy)
+
+
+def _intersection(sets: Sequence[int], chosen: int) -> int:
+    """What all of `sets` whose indices are in the bit set `chosen` have in common."""
     common = -1
-    while accesses:
-        lowest = accesses & -accesses
-        common &= ancestors[lowest.bit_length() - 1]
-        accesses ^= lowest
+    for index in _members(chosen):
+        common &= sets[index]
     return common
 
 
+def _members(bits: int) -> Iterator[int]:
+    """The members of a bit set, ascending."""
+    while bits:
+        lowest = bits & -bits
+        yield lowest.bit_length() - 1
+        bits ^= lowest
+
+
 def _releases(
-    graph: KernelGraph, schedule: Schedule, ancestors: list[int], accesses: dict[str, int], kept: set[str | None]
+    graph: KernelGraph, schedule: Schedule, ended: Sequence[int], index: Mapping[str, int], kept: set[str]
 ) -> tuple[tuple[str, ...], ...]:
     """Drop a kernel-allocated buffer before the first later kernel on its own stream that all its users precede.
 
     Only there is the allocator, which hands freed memory back to the stream it came from, certain to be in order.
     """
-    releases: list[list[str]] = [[] for _ in schedule.order]
+    releases: list[tuple[str, ...]] = []
     pending: dict[int, list[str]] = {}
     owner = {
-        name: index
-        for index, kernel in reversed(list(enumerate(graph.kernels)))
-        for name in kernel.writes
+        name: kernel
+        for kernel in reversed(range(len(graph)))
+        for name in graph.kernels[kernel].writes
         if (b := graph.buffer(name)).kind == "intermediate" and not b.planned and b.part_of is None
     }
     allocates: dict[int, list[str]] = {}
     for name, kernel in owner.items():
         if name not in kept:
             allocates.setdefault(kernel, []).append(name)
-    for place, kernel in enumerate(schedule.order):
+    for kernel in schedule.order:
         stream = schedule.stream[kernel]
-        waiting = pending.setdefault(stream, [])
-        done = [n for n in waiting if not accesses[n] & ~ancestors[kernel]]
-        releases[place] = sorted(done)
-        pending[stream] = [n for n in waiting if n not in done] + allocates.get(kernel, [])
-    return tuple(tuple(names) for names in releases)
+        waiting = pending.get(stream, [])
+        over = {name: bool(ended[kernel] >> index[name] & 1) for name in waiting}
+        releases.append(tuple(sorted(name for name in waiting if over[name])))
+        pending[stream] = [name for name in waiting if not over[name]] + allocates.get(kernel, [])
+    return tuple(releases)
 
 
 def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
@@ -175,7 +241,8 @@ def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
         gap = start - end
         if gap >= nbytes and (best < 0 or gap < best_size):
             best, best_size = end, gap
-        end = max(end, stop)
+        if stop > end:
+            end = stop
     return best if best >= 0 else end
 
 

@@ -22,8 +22,10 @@ from opara_backend.execution.host import InOrder, Plan
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.profiling.timing import profile_on_cuda
+from opara_backend.scheduling.schedule import ScheduleError
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -139,6 +141,9 @@ class CudaLane:
             self.release()
             self._run_uncaptured(key, graph, seen.durations)
             self.runtime.step_down(FallbackReason.OUT_OF_MEMORY, f"capturing shape {key}", error)
+        except (ScheduleError, MemoryPlanError) as error:
+            self._never = True
+            self.runtime.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
         except Exception as error:
             self._run_uncaptured(key, graph, seen.durations)
             self.runtime.step_down(FallbackReason.CAPTURE_FAILED, f"shape {key}", error)

@@ -26,12 +26,12 @@ from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.program import Program
 from opara_backend.fallback import Fallback, FallbackReason
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.memory import plan_memory, verify_memory
+from opara_backend.memory import MemoryPlanError, plan_memory, verify_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report.record import GraphRecord, publish
 from opara_backend.scheduling.build import build
-from opara_backend.scheduling.schedule import verify
+from opara_backend.scheduling.schedule import ScheduleError, verify
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,12 @@ class Runtime:
                 return found(args)
             seen = host.observe(self.program, args)
             graph = self.graph.bind(seen.nbytes)
-            plan = self.plan(graph, build_profile(graph, seen.durations, None, None), captured=False)
+            try:
+                plan = self.plan(graph, build_profile(graph, seen.durations, None, None), captured=False)
+            except (ScheduleError, MemoryPlanError) as error:
+                self.plannable = False
+                self.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
+                return seen.outputs
             self._executables[key] = InOrder(self.program, plan)
             self.record.planned(key, plan, captured=False)
             if len(self._executables) > self.options.max_captures:

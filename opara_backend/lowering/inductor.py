@@ -212,7 +212,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         if not text and not indent:
             return
         statement = statements.parse("\n".join(text))
-        by_itself = statement.kind == "host" and not is_a(line, line_kinds.CALLS)
+        by_itself = is_a(line, line_kinds.HOST) or (statement.kind == "host" and not is_a(line, line_kinds.CALLS))
         if writer.depends_on_host(statement) or indent or by_itself:
             writer.host(statement, text, indent)
         elif is_a(line, ("AllocateLine",)):

@@ -30,6 +30,8 @@ UNSUPPORTED = (
     "EnterKernelProfileScopeLine",
 )
 VIEWS = ("MultiOutputLine", "ReinterpretLine", "ReuseLine")
+# Lines after which the host knows something it must wait for: sizes that depend on data, branches taken.
+HOST = ("DynamicScalarLine", "UnbackedSymbolDefsLine", "EnterSubgraphLine", "ExitSubgraphLine")
 # Lines that launch something.
 CALLS = (
     "KernelCallLine",

@@ -136,14 +136,14 @@ class ProgramWriter:
 
     def host(self, statement: Statement, lines: Sequence[str], indent: int) -> None:
         """Control flow, or a value read back: everything before it must have run. Emitted as it is."""
-        if not self._indent and self._segments[-1] != len(self._launches):
+        if not self._indent and (len(self._segments) == 1 or self._segments[-1] != len(self._launches)):
             self._body.append("yield")
             self._segments.append(len(self._launches))
+            self._producer.clear()  # they have run: views of their results need not wait for them
         self._inline(lines)
         self._indent = max(0, self._indent + indent)
         for name in statement.stores:
             self._host_names[name] = None
-            self._producer.pop(name, None)
             self._buffers[name] = Buffer(name, "state", None, "from the host", self.device)
 
     def plain(self, lines: Sequence[str]) -> None:
@@ -197,7 +197,8 @@ class ProgramWriter:
 
     def graph(self, outputs: Sequence[Statement]) -> KernelGraph:
         """The KernelGraph; `outputs`: the returned expressions, in order."""
-        kernels = tuple(self._kernel(i, launch) for i, launch in enumerate(self._launches))
+        written = {n for n, b in self._buffers.items() if b.kind != "intermediate"}
+        kernels = tuple(self._kernel(i, launch, written) for i, launch in enumerate(self._launches))
         used = {n for k in kernels for n in (*k.reads, *k.writes)}
         results = tuple(next((self.root(n) for n in o.loads if self.knows(n)), None) for o in outputs)
         used.update(n for n in results if n is not None)
@@ -206,13 +207,12 @@ class ProgramWriter:
         buffers.extend(w for w in dict.fromkeys(wholes) if w not in buffers)
         if RANDOM_STATE in used:
             buffers.append(Buffer(RANDOM_STATE, "state", 0, "random generator", self.device))
-        segments = [s for s in self._segments if s < len(kernels)] or [0]
         return KernelGraph(
             kernels=kernels,
             buffers=tuple(self._with_parts(b) for b in buffers),
             edges=edges(kernels),
             outputs=results,
-            segments=tuple(segments),
+            segments=tuple(self._segments),
             symbols=self.symbols,
             device=self.device,
         )
@@ -223,11 +223,13 @@ class ProgramWriter:
             return buffer
         return Buffer(buffer.name, buffer.kind, buffer.nbytes, buffer.layout, buffer.device, False, self.root(whole))
 
-    def _kernel(self, index: int, launch: _Launch) -> Kernel:
+    def _kernel(self, index: int, launch: _Launch, written: set[str]) -> Kernel:
+        """The Kernel of `launch`; `written` are the storages that hold values before it, and after it gains its own."""
         reads = self._touched(launch.call.reads)
         writes = self._touched((*launch.call.writes, *(s for s in launch.binds if self.knows(s))))
         if launch.call.kind == "cpp":  # what this kernel is first to write, it does not read
-            reads = tuple(r for r in reads if r not in writes or self._written_before(r, index))
+            reads = tuple(r for r in reads if r not in writes or r in written)
+        written.update(writes)
         if launch.call.random:
             reads, writes = (*reads, RANDOM_STATE), (*writes, RANDOM_STATE)
         devices = {self.device_of(n) for n in (*reads, *writes) if n != RANDOM_STATE}
@@ -244,11 +246,6 @@ class ProgramWriter:
             source=launch.source,
             host=host,
         )
-
-    def _written_before(self, name: str, index: int) -> bool:
-        if self._buffers[name].kind != "intermediate":
-            return True
-        return any(name in self._touched((*k.call.writes, *k.binds)) for k in self._launches[:index])
 
     def body(self) -> list[str]:
         """Source lines of the program, without its header and its last `yield` and `return`."""

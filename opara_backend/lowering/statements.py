@@ -14,8 +14,9 @@ StatementKind = Literal["view", "call", "plain", "host"]
 
 # Calls that only make a new Python object over memory that exists: they launch nothing.
 _VIEW_CALLS = ("reinterpret_tensor", "aten.view.dtype", "torch.ops.aten.view.dtype", "alloc_from_pool")
-# Methods that bring a value to the host: whatever they look at must have been computed.
-_HOST_METHODS = ("item", "tolist", "synchronize", "cpu", "numpy")
+# Methods that bring a value to the host: whatever they look at must have been computed. Of sizes only those that
+# depend on data are asked for this way (`u0 = buf1.size(0)` after `nonzero`); all others are symbols.
+_HOST_METHODS = ("item", "tolist", "synchronize", "cpu", "numpy", "size", "stride", "storage_offset")
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,24 @@ def _kind(statement: ast.stmt) -> tuple[str, str]:
         value = statement.value
     else:
         return "host", ""
-    if any(isinstance(n, ast.Call) and _dotted(n.func).rpartition(".")[2] in _HOST_METHODS for n in ast.walk(value)):
-        # A CPU scalar unwrapped as an argument of a launch stays a call; the caller sees whose scalar it is.
-        if not (isinstance(value, ast.Call) and value.args and _dotted(value.func).rpartition(".")[2] == "run"):
-            return "host", ""
+    # A CPU scalar unwrapped as an argument of a launch stays a call; the caller sees whose scalar it is.
+    launch = isinstance(value, ast.Call) and value.args and _method(value) == "run"
+    if not launch and any(isinstance(n, ast.Call) and _method(n) in _HOST_METHODS for n in ast.walk(value)):
+        return "host", ""
     if isinstance(value, ast.List | ast.Tuple | ast.BinOp) and isinstance(statement, ast.Assign):
         return ("host", "") if any(isinstance(n, ast.List) for n in ast.walk(value)) else ("plain", "")
     if isinstance(value, ast.Call):
         callee = _dotted(value.func)
         if callee in _VIEW_CALLS or callee.endswith(".as_strided"):
-            return "view", callee
+            return "view", ""
         return ("plain", "") if callee in ("max", "min", "math.ceil", "math.floor", "abs") else ("call", callee)
-    if isinstance(value, ast.Name | ast.Subscript):
+    if isinstance(value, ast.Name | ast.Subscript | ast.Attribute):
         return "view", ""
     return "plain", ""
+
+
+def _method(call: ast.Call) -> str:
+    return _dotted(call.func).rpartition(".")[2]
 
 
 def _dotted(node: ast.expr) -> str:

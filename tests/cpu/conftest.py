@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling.schedule import verify
@@ -34,6 +35,8 @@ def forget_compiled_code() -> Iterator[None]:
 
 def _same(actual: Any, expected: Any, what: str, exact: bool) -> None:
     tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-4, "atol": 1e-4}
+    # Words compare as they are, and only numbers and tensors have strides.
+    actual, expected = (tree_map_only(str, lambda text: list(text.encode()), value) for value in (actual, expected))
     torch.testing.assert_close(
         actual, expected, **tolerance, equal_nan=True, check_stride=True, msg=lambda text: f"{what}: {text}"
     )

@@ -1,0 +1,37 @@
+"""Puts what is generated into README.md: the results table and the table of options.
+
+Takes: the README's text. Gives: the same text with what stands between its markers made anew.
+Must not change: anything outside the markers. `python -m bench readme` writes it; a test compares.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+from bench.report import load, markdown
+from opara_backend.options import ACCEPTED, Options
+
+ROOT = Path(__file__).parent.parent
+_RESULTS = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
+
+
+def renewed(text: str) -> str:
+    """`text` with its generated parts made from the committed results and from `options.py`."""
+    text = _RESULTS.sub(lambda m: f"{m[1]}{markdown(load(ROOT / m[2]))}\n{m[3]}", text)
+    return _OPTIONS.sub(lambda m: f"{m[1]}{options_table()}\n{m[2]}", text)
+
+
+def options_table() -> str:
+    """One row an option: name, default, what it takes, meaning."""
+    lines = ["| option | default | takes | meaning |", "| --- | --- | --- | --- |"]
+    for option in fields(Options):
+        accepts = ACCEPTED[option.name]
+        if accepts.choices:
+            takes = ", ".join(f"`{c}`" for c in accepts.choices)
+        else:
+            takes = f"{accepts.low} to {accepts.high}" if accepts.high else "True, False"
+        lines.append(f"| `{option.name}` | `{option.default!r}` | {takes} | {accepts.meaning} |")
+    return "\n".join(lines)
