@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -33,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.add_argument("--rounds", type=int, default=7)
     runner.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     runner.add_argument("--out", help="write the samples to this JSON file")
+    runner.add_argument("--record", type=Path, help="write the kernel graphs the last backend made to this folder")
     runner.add_argument("--commit", help="commit to record, where git cannot tell")
     commands.add_parser("readme", help="renew the generated parts of README.md").set_defaults(models=None)
     chosen = parser.parse_args(argv)
@@ -43,7 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     backends = chosen.backends or [stock, "opara"]
     rows: list[Row] = []
     console = Console(width=160)
-    cases = run(chosen.models, chosen.dtypes, chosen.batches, backends, rounds=chosen.rounds, small=chosen.small)
+    cases = run(
+        chosen.models,
+        chosen.dtypes,
+        chosen.batches,
+        backends,
+        rounds=chosen.rounds,
+        small=chosen.small,
+        record_to=chosen.record,
+        commit=chosen.commit,
+    )
     for case in cases:
         rows.extend(case)
         console.print(_table(case))

@@ -29,8 +29,8 @@ def options_table() -> str:
     lines = ["| option | default | takes | meaning |", "| --- | --- | --- | --- |"]
     for option in fields(Options):
         accepts = ACCEPTED[option.name]
-        if accepts.choices:
-            takes = ", ".join(f"`{c}`" for c in accepts.choices)
+        if accepts.choices is not None:
+            takes = ", ".join(f"`{c}`" for c in accepts.choices())
         else:
             takes = f"{accepts.low} to {accepts.high}" if accepts.high else "True, False"
         lines.append(f"| `{option.name}` | `{option.default!r}` | {takes} | {accepts.meaning} |")

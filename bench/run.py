@@ -8,6 +8,7 @@ Must not change: the models. A figure whose correctness check failed is not repo
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import platform
 import subprocess
@@ -15,12 +16,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench import models
+from bench import models, recorded
 from bench.timing import Samples, measure
 from opara_backend.report.record import GraphRecord, collect
 
@@ -61,8 +63,19 @@ def compiled(model: nn.Module, backend: str) -> Callable[..., Any]:
     raise ValueError(f"unknown backend {backend!r}; accepted: eager, inductor, reduce-overhead, max-autotune, opara")
 
 
-def run_case(name: str, dtype: torch.dtype, batch: int, backends: Sequence[str], rounds: int, small: bool) -> list[Row]:
-    """Measure one model at one dtype and batch size under all `backends`, interleaved."""
+def run_case(
+    name: str,
+    dtype: torch.dtype,
+    batch: int,
+    backends: Sequence[str],
+    rounds: int,
+    small: bool,
+    record: Callable[[GraphRecord], None] | None = None,
+) -> list[Row]:
+    """Measure one model at one dtype and batch size under all `backends`, interleaved.
+
+    record: called with what the last backend made of the model.
+    """
     entry = models.get(name).reduced() if small else models.get(name)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = entry.build().to(device, dtype).eval()
@@ -87,6 +100,9 @@ def run_case(name: str, dtype: torch.dtype, batch: int, backends: Sequence[str],
             facts[backend] = (error, first, records)
             variants[backend] = _bound(call, inputs)
         samples = measure(variants, rounds=rounds, device=device)
+    if record is not None:
+        for graph in facts[backends[-1]][2]:
+            record(graph)
     return [_row(name, dtype, batch, b, samples[b], *facts[b]) for b in backends]
 
 
@@ -129,11 +145,10 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def document(rows: Sequence[Row], commit: str | None) -> dict[str, Any]:
-    """The JSON document for `rows`."""
+def environment(commit: str | None) -> dict[str, Any]:
+    """What figures depend on: device, driver, versions, commit, command."""
     on_gpu = torch.cuda.is_available()
     return {
-        "schema": SCHEMA,
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
         "torch": torch.__version__,
@@ -141,8 +156,12 @@ def document(rows: Sequence[Row], commit: str | None) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": commit or _output("git", "rev-parse", "HEAD"),
         "command": " ".join(["python -m bench", *sys.argv[1:]]),
-        "rows": [asdict(row) for row in rows],
     }
+
+
+def document(rows: Sequence[Row], commit: str | None) -> dict[str, Any]:
+    """The JSON document for `rows`."""
+    return {"schema": SCHEMA, **environment(commit), "rows": [asdict(row) for row in rows]}
 
 
 def _output(*command: str) -> str | None:
@@ -159,12 +178,22 @@ def run(
     *,
     rounds: int,
     small: bool,
+    record_to: Path | None = None,
+    commit: str | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each case in turn."""
+    """The rows of each case in turn. record_to: folder for the kernel graphs the last backend made."""
     for name in names:
         for dtype in dtypes:
             for batch in batches:
-                yield run_case(name, getattr(torch, dtype), batch, backends, rounds, small)
+                about = {"model": name, "dtype": dtype, "batch": batch, **environment(commit)}
+                record = functools.partial(_save_graph, about, record_to) if record_to is not None else None
+                yield run_case(name, getattr(torch, dtype), batch, backends, rounds, small, record)
+
+
+def _save_graph(about: dict[str, Any], folder: Path, record: GraphRecord) -> None:
+    for key, (plan, _) in record.plans.items():
+        tried = tuple(recorded.Measured(schedule, seconds) for schedule, seconds in record.candidates.get(key, ()))
+        recorded.save(recorded.Recording(about, plan.graph, plan.profile, tried), folder)
 
 
 def save(path: str, rows: Sequence[Row], commit: str | None) -> None:

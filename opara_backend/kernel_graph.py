@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 BufferKind = Literal["input", "constant", "intermediate", "state"]
 KernelKind = Literal["triton", "extern", "cpp", "glue"]
-EdgeKind = Literal["RAW", "WAR", "WAW"]
+EdgeKind = Literal["RAW", "WAR", "WAW", "ORDER"]
 
 BUFFER_KINDS: tuple[BufferKind, ...] = ("input", "constant", "intermediate", "state")
 KERNEL_KINDS: tuple[KernelKind, ...] = ("triton", "extern", "cpp", "glue")
@@ -73,7 +73,10 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Edge:
-    """Kernel `src` must be finished before kernel `dst` starts, because of `buffer` (indices into `kernels`)."""
+    """Kernel `src` must be finished before kernel `dst` starts, because of `buffer` (indices into `kernels`).
+
+    An ORDER edge has no buffer: a policy wants it so. Lowered graphs have none.
+    """
 
     src: int
     dst: int

@@ -10,21 +10,22 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import difflib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from opara_backend.scheduling.launch_order import LAUNCH_ORDERS
-from opara_backend.scheduling.streams import STREAM_POLICIES
+from opara_backend.scheduling import policies
 
 
 @dataclass(frozen=True)
 class Options:
     """Our own options; every one can be given in `torch.compile(..., backend="opara", options={...})`."""
 
-    policy: str = "opara"
+    policy: str = "auto"
     launch_order: str = "opara"
     streams: int = 8
+    candidates: int = 6
+    search_seconds: float = 1.0
     cuda_graph: bool = True
     copy_outputs: bool = True
     max_captures: int = 16
@@ -33,22 +34,26 @@ class Options:
 
 @dataclass(frozen=True)
 class _Accepts:
-    """What a key takes: one of `choices`, or a number between `low` and `high`, or a bool."""
+    """What a key takes: one of `choices()`, or a number between `low` and `high`, or a bool."""
 
     meaning: str
-    choices: tuple[str, ...] = ()
-    low: int = 0
-    high: int = 0
+    choices: Callable[[], tuple[str, ...]] | None = None
+    low: float = 0
+    high: float = 0
 
 
 ACCEPTED: Mapping[str, _Accepts] = {
-    "policy": _Accepts("stream allocation", tuple(STREAM_POLICIES)),
-    "launch_order": _Accepts("launch order", tuple(LAUNCH_ORDERS)),
+    "policy": _Accepts(
+        "stream allocation; auto tries several and keeps the fastest", lambda: ("auto", *policies.policy_names())
+    ),
+    "launch_order": _Accepts("launch order, where a policy is named", policies.order_names),
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),
+    "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
+    "search_seconds": _Accepts("about how long they are timed against each other", low=0.0, high=3600.0),
     "cuda_graph": _Accepts("capture into a CUDA Graph and replay it"),
     "copy_outputs": _Accepts("give the caller outputs of its own; False hands out memory the next call overwrites"),
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),
-    "fallback": _Accepts("what a step down the ladder does", ("warn", "error")),
+    "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
 }
 
 _current: contextvars.ContextVar[Options | None] = contextvars.ContextVar("opara_options", default=None)
@@ -77,35 +82,39 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     """
     from opara_backend import upstream
 
-    given = dict(options or {})
-    own = {key: _check(key, given.pop(key)) for key in list(given) if key in ACCEPTED}
     known = upstream.inductor_option_names()
-    for key, value in given.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise ValueError(_unknown(key, (*ACCEPTED, *known)))
-        upstream.check_inductor_option(name, value)
-    passed = {key.replace("-", "_"): value for key, value in given.items()}
-    if mode is not None:
-        try:
-            passed = {**upstream.list_mode_options(mode), **passed}
-        except RuntimeError as error:
-            raise ValueError(f"mode {mode!r} is unknown: {error}") from error
+    modes = upstream.list_mode_options()
+    if mode is not None and mode not in modes:
+        raise ValueError(f"unknown mode {mode!r}; accepted: {', '.join(modes)}{_nearest(mode, tuple(modes))}")
+    own: dict[str, Any] = {}
+    passed: dict[str, Any] = dict(modes[mode]) if mode is not None else {}
+    for key, value in (options or {}).items():
+        name = str(key).replace("-", "_")  # as torch.compile does
+        if name in ACCEPTED:
+            own[name] = _check(name, value)
+        elif name in known:
+            upstream.check_inductor_option(name, value)
+            passed[name] = value
+        else:
+            raise ValueError(_unknown(str(key), (*ACCEPTED, *known)))
     return Options(**own), passed
 
 
 def _check(key: str, value: Any) -> Any:
     accepts = ACCEPTED[key]
-    default = next(f.default for f in fields(Options) if f.name == key)
+    default = getattr(Options(), key)
+    if type(default) is float and type(value) is int:
+        value = float(value)
     if type(value) is not type(default):
-        wanted = type(default).__name__
         raise ValueError(
-            f"option {key!r} ({accepts.meaning}) takes a {wanted}, got {value!r} of type {type(value).__name__}"
+            f"option {key!r} ({accepts.meaning}) takes a value of type {type(default).__name__}, "
+            f"got {value!r} of type {type(value).__name__}"
         )
-    if accepts.choices and value not in accepts.choices:
+    choices = accepts.choices() if accepts.choices is not None else ()
+    if choices and value not in choices:
         raise ValueError(
-            f"option {key!r} ({accepts.meaning}) takes one of {', '.join(accepts.choices)}, got {value!r}"
-            + _nearest(value, accepts.choices)
+            f"option {key!r} ({accepts.meaning}) takes one of {', '.join(choices)}, got {value!r}"
+            + _nearest(value, choices)
         )
     if accepts.high and not accepts.low <= value <= accepts.high:
         raise ValueError(f"option {key!r} ({accepts.meaning}) takes {accepts.low} to {accepts.high}, got {value}")

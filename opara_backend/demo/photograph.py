@@ -20,7 +20,7 @@ def photograph(size: int = 224) -> torch.Tensor:
         from PIL import Image
     except ImportError as error:
         raise ImportError(f"{error}; the demo needs its extra: pip install 'opara-backend[demo]'") from error
-    with cbook.get_sample_data("grace_hopper.jpg") as file, Image.open(file) as picture:
+    with Image.open(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))) as picture:
         scale = size * 8 / 7 / min(picture.size)
         width, height = (round(side * scale) for side in picture.size)
         left, top = (width - size) // 2, (height - size) // 2

@@ -8,6 +8,7 @@ Must not change: state outside the program's intermediates, beyond one run's wor
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -17,15 +18,17 @@ import torch
 
 from opara_backend.execution import host
 from opara_backend.execution.arguments import OutputSpec, StaticArguments
-from opara_backend.execution.cuda_graph import CapturedGraph, capture
+from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
 from opara_backend.execution.host import InOrder, Plan
+from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.profiling.timing import profile_on_cuda
-from opara_backend.scheduling.schedule import ScheduleError
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -64,8 +67,14 @@ class CudaLane:
         self._pool: Any = None
         self._last_stream: torch.cuda.Stream | None = None
         self._never = self._why_never()
+        self._process = os.getpid()
 
     def __call__(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
+        if os.getpid() != self._process:  # before the lock, which the fork may have copied locked
+            raise RuntimeError(
+                "a model compiled on CUDA was called in a forked process; CUDA does not survive a fork: "
+                "start workers with the 'spawn' method and compile there"
+            )
         with self._lock, torch.cuda.device(self.device):
             self._follow_last_call()
             captured = self._captured.get(key)
@@ -152,35 +161,55 @@ class CudaLane:
     def _run_uncaptured(self, key: Key, graph: KernelGraph, durations: Sequence[float]) -> None:
         """From now on run shape `key` in order; what failed once is not tried again for any new shape."""
         profile = build_profile(graph, durations, None, None)
-        plan = self.runtime.plan(graph, profile, captured=False, policy="sequential")
+        plan = self.runtime.plan(graph, profile, _in_a_row(graph, profile), captured=False)
         self._uncaptured[key] = InOrder(self.runtime.program, plan)
         self._never = True
         self.runtime.record.planned(key, plan, captured=False)
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
-        program = self.runtime.program
+        program, options = self.runtime.program, self.runtime.options
         arguments = StaticArguments(program, graph, args)
         with self._state_kept(arguments.written_static(program, graph), graph):
-            profile = profile_on_cuda(graph, lambda probe: self._sequential(graph, arguments, probe))
-        plan = self.runtime.plan(graph, profile, captured=True)
-        captured = capture(program, plan, arguments.values, self._streams_for(plan), self._memory_pool())
+            profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))
+            plan, captured = self._best(key, graph, profile, arguments)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
-        self._captured[key] = _Captured(captured, arguments, outputs, self.runtime.options.copy_outputs)
+        self._captured[key] = _Captured(captured, arguments, outputs, options.copy_outputs)
         self._captures_left -= 1
         self.runtime.record.planned(key, plan, captured=True)
-        if len(self._captured) > self.runtime.options.max_captures:
+        if len(self._captured) > options.max_captures:
             self._evict(next(iter(self._captured)))
+
+    def _best(
+        self, key: Key, graph: KernelGraph, profile: Profile, arguments: StaticArguments
+    ) -> tuple[Plan, CapturedGraph]:
+        """Capture every schedule that is to be tried, and keep the one that replays fastest."""
+        pool = self._memory_pool()
+        tried: list[tuple[Plan, CapturedGraph]] = []
+        for schedule in self.runtime.schedules(graph, profile):
+            plan = self.runtime.plan(graph, profile, schedule, captured=True)
+            streams = self._streams_for(schedule.streams)
+            tried.append((plan, capture(self.runtime.program, plan, arguments.values, streams, pool)))
+        if len(tried) == 1:
+            return tried[0]
+        seconds = seconds_per_replay([captured for _, captured in tried], self.runtime.options.search_seconds)
+        measured = [(plan.schedule, taken) for (plan, _), taken in zip(tried, seconds, strict=True)]
+        self.runtime.record.measured(key, measured)
+        best = min(range(len(tried)), key=seconds.__getitem__)
+        for index, (_, captured) in enumerate(tried):
+            if index != best:
+                captured.reset()
+        return tried[best]
 
     def _evict(self, key: Key) -> None:
         self._captured.pop(key).graph.reset()
         self.runtime.record.forget(key)
 
-    def _sequential(self, graph: KernelGraph, arguments: StaticArguments, probe: Any) -> CapturedGraph:
-        """The program on one stream, with `probe` between its kernels."""
-        unknown: Profile = build_profile(graph, [0.0] * len(graph), None, None)
-        plan = self.runtime.plan(graph, unknown, captured=True, policy="sequential")
+    def _probed(self, graph: KernelGraph, arguments: StaticArguments, probe: Probe | None) -> CapturedGraph:
+        """The program on one stream, with `probe` between its kernels if there is one."""
+        unknown = build_profile(graph, [0.0] * len(graph), None, None)
+        plan = self.runtime.plan(graph, unknown, _in_a_row(graph, unknown), captured=True)
         pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
-        return capture(self.runtime.program, plan, arguments.values, self._streams_for(plan), pool, probe)
+        return capture(self.runtime.program, plan, arguments.values, self._streams_for(1), pool, probe)
 
     @contextlib.contextmanager
     def _state_kept(self, tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
@@ -196,8 +225,8 @@ class CudaLane:
             if state is not None:
                 torch.cuda.set_rng_state(state, self.device)
 
-    def _streams_for(self, plan: Plan) -> list[torch.cuda.Stream]:
-        while len(self._streams) < max(1, plan.schedule.streams):
+    def _streams_for(self, count: int) -> list[torch.cuda.Stream]:
+        while len(self._streams) < max(1, count):
             self._streams.append(torch.cuda.Stream(self.device))
         return self._streams
 
@@ -211,3 +240,7 @@ class CudaLane:
         """Give back all captured graphs and their memory."""
         for key in list(self._captured):
             self._evict(key)
+
+
+def _in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
+    return build(graph, profile, policy="sequential", launch_order="program", streams=1)

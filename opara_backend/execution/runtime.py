@@ -30,8 +30,9 @@ from opara_backend.memory import MemoryPlanError, plan_memory, verify_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report.record import GraphRecord, publish
-from opara_backend.scheduling.build import build
-from opara_backend.scheduling.schedule import ScheduleError, verify
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
+from opara_backend.scheduling.search import candidates
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,9 @@ class Runtime:
             seen = host.observe(self.program, args)
             graph = self.graph.bind(seen.nbytes)
             try:
-                plan = self.plan(graph, build_profile(graph, seen.durations, None, None), captured=False)
+                profile = build_profile(graph, seen.durations, None, None)
+                (schedule,) = self.schedules(graph, profile)
+                plan = self.plan(graph, profile, schedule, captured=False)
             except (ScheduleError, MemoryPlanError) as error:
                 self.plannable = False
                 self.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
@@ -89,15 +92,22 @@ class Runtime:
                 self.record.forget(self._executables.popitem(last=False)[0])
         return seen.outputs
 
-    def plan(self, graph: KernelGraph, profile: Profile, *, captured: bool, policy: str | None = None) -> Plan:
-        """Schedule and place `graph` (sizes bound), and check both.
+    def schedules(self, graph: KernelGraph, profile: Profile) -> tuple[Schedule, ...]:
+        """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
+
+        Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
+        """
+        chosen = self.options
+        if chosen.policy == "auto" and profile.device is not None:
+            return candidates(graph, profile, count=chosen.candidates, streams=chosen.streams)
+        policy = "opara" if chosen.policy == "auto" else chosen.policy
+        return (build(graph, profile, policy=policy, launch_order=chosen.launch_order, streams=chosen.streams),)
+
+    def plan(self, graph: KernelGraph, profile: Profile, schedule: Schedule, *, captured: bool) -> Plan:
+        """Place the buffers of `graph` (sizes bound) for `schedule`, and check the placement.
 
         captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
         """
-        chosen = policy or self.options.policy
-        schedule = build(
-            graph, profile, policy=chosen, launch_order=self.options.launch_order, streams=self.options.streams
-        )
         owned = [] if captured else [name for name in graph.outputs if name is not None]
         memory = plan_memory(graph, schedule, exclude=owned)
         start = time.perf_counter()

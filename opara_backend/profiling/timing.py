@@ -1,11 +1,12 @@
 """How long each kernel takes on a CUDA device, alone, and what it demands.
 
-Takes: a function that captures the program on one stream with a probe between kernels. Gives: a `Profile`.
+Takes: a function that captures the program on one stream, with or without a probe between kernels. Gives: a `Profile`.
 Must not change: the program's state; the caller puts back what running kernels many times has written.
 
 One graph holds every kernel in program order with an external event between each two, so caches are as warm or cold
-as they are in a real run, and no launch overhead of the host is in the times. What two neighbouring events cost by
-themselves is measured in the same graph and taken off.
+as they are in a real run, and no launch overhead of the host is in the times. An event also keeps the next kernel from
+getting ready while the one before it ends. What that costs is told by the same chain without events: the difference is
+taken off in equal parts, so that durations add up to what the whole chain takes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Callable
 
 import torch
 
-from opara_backend.execution.cuda_graph import CapturedGraph
+from opara_backend.execution.cuda_graph import CapturedGraph, Probe
+from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.device import current_device_spec
 from opara_backend.profiling.occupancy import Launch
@@ -26,34 +28,38 @@ from opara_backend.profiling.resources import launches_between_events
 
 log = logging.getLogger(__name__)
 
-WARM_REPLAYS, TIMED_REPLAYS, IDLE_EVENTS = 2, 5, 8
+REPLAYS = 5
 SHORTEST = 0.5e-6  # seconds; events do not resolve less, and a duration of 0 would make a kernel free
 
 
-def profile_on_cuda(graph: KernelGraph, capture: Callable[[Callable[[int], None]], CapturedGraph]) -> Profile:
-    """Durations (seconds) and launch parameters of all kernels of `graph`, which `capture(probe)` captures."""
+def profile_on_cuda(graph: KernelGraph, capture: Callable[[Probe | None], CapturedGraph]) -> Profile:
+    """Durations (seconds) and launch parameters of all kernels of `graph`, which `capture(probe)` captures in a row."""
     device = torch.device(graph.device)
     events: list[torch.cuda.Event] = []
 
     def probe(kernel: int) -> None:
-        for _ in range(1 if kernel >= 0 else IDLE_EVENTS):
-            events.append(torch.cuda.Event(enable_timing=True, external=True))
-            events[-1].record()
+        events.append(torch.cuda.Event(enable_timing=True, external=True))
+        events[-1].record()
 
-    captured = capture(probe)
+    probed = capture(probe)
     try:
+        probed.replay()
         samples = []
-        for replay in range(WARM_REPLAYS + TIMED_REPLAYS):
-            captured.replay()
+        for _ in range(REPLAYS):
+            probed.replay()
             torch.cuda.synchronize(device)
-            if replay >= WARM_REPLAYS:
-                samples.append([a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(events)])
-        launches = _launches(captured, len(graph))
+            samples.append([a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(events)])
+        launches = _launches(probed, len(graph))
     finally:
-        captured.reset()
-    typical = [statistics.median(column) for column in zip(*samples, strict=True)]
-    idle = statistics.median(typical[len(graph) :]) if len(typical) > len(graph) else 0.0
-    durations = [max(SHORTEST, seconds - idle) for seconds in typical[: len(graph)]]
+        probed.reset()
+    durations = [statistics.median(column) for column in zip(*samples, strict=True)]
+    plain = capture(None)
+    try:
+        (whole,) = seconds_per_replay([plain], budget=0.1)
+    finally:
+        plain.reset()
+    excess = (sum(durations) - whole) / max(1, len(durations))
+    durations = [max(SHORTEST, seconds - excess) for seconds in durations]
     return build_profile(graph, durations, launches, current_device_spec(device.index))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from opara_backend.fallback import Fallback, FallbackReason
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
+from opara_backend.scheduling.schedule import Schedule
 
 if TYPE_CHECKING:
     from opara_backend.execution.host import Plan
@@ -28,12 +29,14 @@ class GraphRecord:
     """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
 
     plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
+    candidates: per concrete shape, the schedules that were tried and their measured seconds per replay.
     replays, other_calls: calls served by a captured graph, and by any other way (first calls included).
     """
 
     graph: KernelGraph
     options: Options
     plans: dict[tuple[Any, ...], tuple[Plan, bool]] = field(default_factory=dict)
+    candidates: dict[tuple[Any, ...], list[tuple[Schedule, float]]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     replays: int = 0
     other_calls: int = 0
@@ -42,6 +45,10 @@ class GraphRecord:
         """Note how shape `key` runs from now on."""
         self.plans[key] = (plan, captured)
 
+    def measured(self, key: tuple[Any, ...], candidates: list[tuple[Schedule, float]]) -> None:
+        """Note what the search for shape `key` found."""
+        self.candidates[key] = candidates
+
     def fell_back(self, reason: FallbackReason) -> bool:
         """True if `reason` has been noted."""
         return any(step.reason is reason for step in self.fallbacks)
@@ -49,6 +56,7 @@ class GraphRecord:
     def forget(self, key: tuple[Any, ...]) -> None:
         """Shape `key` is no longer ready to run."""
         self.plans.pop(key, None)
+        self.candidates.pop(key, None)
 
 
 def publish(record: GraphRecord) -> None:

@@ -6,17 +6,21 @@ Must not change: the graph. Imports no torch. Deterministic; ties go to program 
 | order | source |
 | --- | --- |
 | opara | Algorithm 2 of Opara (IEEE TC 2025) |
+| critical_path | longest remaining path first (Hu 1961), the usual order of list scheduling |
 | program | the order Inductor wrote |
+| random | any topological order, seeded: for experiments |
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from random import Random
 from types import MappingProxyType
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.priorities import longest_remaining_path
 
 LaunchOrder = Callable[[KernelGraph, Profile], tuple[int, ...]]
 
@@ -54,9 +58,39 @@ def opara(graph: KernelGraph, profile: Profile) -> tuple[int, ...]:
     return tuple(order)
 
 
+def critical_path(graph: KernelGraph, profile: Profile) -> tuple[int, ...]:
+    """Of the ready kernels launch the one with the longest remaining path. O((V + E) log V)."""
+    rest = longest_remaining_path(graph, profile.durations())
+    return _by_priority(graph, [-seconds for seconds in rest])
+
+
+def random(graph: KernelGraph, profile: Profile, seed: int = 0) -> tuple[int, ...]:
+    """A topological order drawn with `seed`. Not uniform over all of them, but every one can come out."""
+    generator = Random(seed)
+    return _by_priority(graph, [generator.random() for _ in range(len(graph))])
+
+
+def _by_priority(graph: KernelGraph, key: list[float]) -> tuple[int, ...]:
+    """Ready kernels in ascending `key`; ties go to program order."""
+    waiting = [len(graph.predecessors(kernel)) for kernel in range(len(graph))]
+    ready = [(key[kernel], kernel) for kernel in range(len(graph)) if not waiting[kernel]]
+    heapq.heapify(ready)
+    order: list[int] = []
+    while ready:
+        _, kernel = heapq.heappop(ready)
+        order.append(kernel)
+        for after in graph.successors(kernel):
+            waiting[after] -= 1
+            if not waiting[after]:
+                heapq.heappush(ready, (key[after], after))
+    return tuple(order)
+
+
 def program(graph: KernelGraph, profile: Profile) -> tuple[int, ...]:
-    """The order Inductor wrote."""
-    return tuple(range(len(graph)))
+    """The order Inductor wrote; where a policy's own edges point back in it, as near to it as they allow."""
+    return _by_priority(graph, [float(kernel) for kernel in range(len(graph))])
 
 
-LAUNCH_ORDERS: Mapping[str, LaunchOrder] = MappingProxyType({"opara": opara, "program": program})
+LAUNCH_ORDERS: Mapping[str, LaunchOrder] = MappingProxyType(
+    {"opara": opara, "critical_path": critical_path, "program": program, "random": random}
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import threading
 from typing import Any
 
@@ -56,13 +57,13 @@ def graph_width(raw_graph: int) -> int:
 
 @pytest.fixture
 def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graph.CapturedGraph]:
-    """Every graph captured for replay while the test runs (those for profiling have a probe)."""
+    """Every graph captured for replay while the test runs (those for profiling are given a probe, or None for one)."""
     made: list[cuda_graph.CapturedGraph] = []
     original = cuda_graph.capture
 
     def spy(*args: Any) -> cuda_graph.CapturedGraph:
         graph = original(*args)
-        if len(args) < 6 or args[5] is None:
+        if len(args) < 6:
             made.append(graph)
         return graph
 
@@ -84,9 +85,23 @@ def test_streams_option_bounds_the_width(
     model: nn.Module, x: Tensor, captured_graphs: list[cuda_graph.CapturedGraph]
 ) -> None:
     with torch.inference_mode():
-        torch.compile(model, backend="opara", options={"streams": 2})(x)
+        torch.compile(model, backend="opara", options={"policy": "opara", "streams": 2})(x)
     (graph,) = captured_graphs
     assert graph_width(graph.graph.raw_cuda_graph()) == 2
+
+
+def test_the_fastest_candidate_is_kept(model: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara", options={"candidates": 5})
+        call(x)
+        torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    (record,) = records
+    ((plan, captured),) = record.plans.values()
+    (tried,) = record.candidates.values()
+    assert captured
+    assert 2 <= len(tried) <= 5
+    assert tried[0][0].streams == 1
+    assert plan.schedule == min(tried, key=lambda entry: entry[1])[0]
 
 
 def test_outputs_belong_to_the_caller(model: nn.Module, x: Tensor) -> None:
@@ -244,6 +259,28 @@ def test_a_cpu_kernel_in_the_graph_is_run_uncaptured(x: Tensor) -> None:
         for _ in range(3):
             torch.testing.assert_close(call(x), mixed(x))
     assert [f.reason for r in records for f in r.fallbacks] == [FallbackReason.HOST_KERNEL]
+
+
+def _call_in_child(call: Any, x: Tensor, told: Any) -> None:
+    try:
+        with torch.inference_mode():
+            call(x)
+    except RuntimeError as error:
+        told.send(str(error))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_process_gets_an_error_not_a_hang(model: nn.Module, x: Tensor) -> None:
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        call(x)
+    heard, told = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=_call_in_child, args=(call, x, told))
+    child.start()
+    child.join(60)
+    assert not child.is_alive()
+    assert heard.poll(1)
+    assert "fork" in heard.recv()
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -1,0 +1,71 @@
+"""Candidates for the best schedule, ranked by what the simulator predicts.
+
+Takes: a KernelGraph and its Profile, how many candidates may be tried, a width. Gives: schedules to measure, one
+stream first, then the most promising. Must not change: anything. Imports no torch. Deterministic.
+
+The simulator only decides what is worth measuring; what is kept is decided on the device. One stream is always among
+the candidates, so the result is never slower than the same kernels in a row.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.launch_order import random
+from opara_backend.scheduling.policies import build, draft, stream_policy
+from opara_backend.scheduling.schedule import Schedule, verify
+from opara_backend.scheduling.simulator import simulate
+
+# (policy, launch order, streams); None stands for the width allowed. Few streams first: they were best most often.
+MENU: tuple[tuple[str, str, int | None], ...] = (
+    ("list_k", "critical_path", 4),
+    ("opara", "opara", None),
+    ("list_k", "critical_path", 3),
+    ("nimble", "critical_path", 4),
+    ("list_k", "critical_path", None),
+    ("opara", "critical_path", 4),
+    ("list_k", "opara", 4),
+    ("nimble", "opara", None),
+    ("list_k", "program", 4),
+    ("opara", "program", None),
+    ("list_k", "critical_path", 2),
+    ("nimble", "program", 4),
+    ("list_k", "critical_path", 6),
+    ("opara", "opara", 4),
+    ("wavefront", "critical_path", None),
+    ("wavefront", "program", 4),
+)
+RANDOM_CANDIDATES = 240
+
+
+def candidates(graph: KernelGraph, profile: Profile, *, count: int, streams: int) -> tuple[Schedule, ...]:
+    """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted."""
+    sequential = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    others: dict[tuple[object, ...], Schedule] = {}
+    for schedule in _menu(graph, profile, streams):
+        if len(others) >= max(len(MENU), count - 1):
+            break
+        if schedule.streams > 1:
+            others.setdefault((schedule.stream, schedule.order, schedule.waits), schedule)
+    ranked = list(others.values())
+    device = profile.device
+    if device is not None and len(ranked) >= count:
+        ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
+    return (sequential, *ranked[: max(0, count - 1)])
+
+
+def _menu(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:
+    for policy, order, width in MENU:
+        if width is None or width <= streams:
+            yield build(graph, profile, policy=policy, launch_order=order, streams=width or streams)
+    for seed in range(RANDOM_CANDIDATES):  # only reached where so many candidates are asked for
+        base = stream_policy("list_k" if seed % 2 else "opara")
+        width = min(streams, (4, 8, 3)[seed % 3])
+        schedule = draft(graph, profile, base, functools.partial(random, seed=seed), width)
+        schedule = replace(schedule, policy=f"{'list_k' if seed % 2 else 'opara'}/random:{seed}")
+        verify(graph, schedule)
+        yield schedule
