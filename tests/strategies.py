@@ -1,4 +1,4 @@
-"""Kernel graphs, profiles and schedules for tests: drawn by hypothesis, or made from a few numbers. Imports no torch."""
+"""Kernel graphs, profiles and schedules, drawn by hypothesis or made from a few numbers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from opara_backend.kernel_graph import Buffer, Edge, Kernel, KernelGraph
 from opara_backend.lowering.dependencies import edges
 from opara_backend.profiling.profile import KernelProfile, Profile
-from opara_backend.scheduling.build import build
-from opara_backend.scheduling.launch_order import LAUNCH_ORDERS
+from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES, build
 from opara_backend.scheduling.schedule import Schedule
-from opara_backend.scheduling.streams import STREAM_POLICIES
 
+POLICIES = tuple(sorted(BUILT_IN_POLICIES))
+# Those that ask for no edges beside the graph's own, so that no wait of theirs can be spared.
+FREE_POLICIES = tuple(name for name in POLICIES if name != "wavefront")
+ORDERS = tuple(sorted(BUILT_IN_ORDERS))
 WIDTHS = st.sampled_from([1, 2, 3, 8])
 _ACTIONS = ("planned", "allocated", "two", "whole", "part", "in place", "overwrite", "random")
 
@@ -133,19 +135,28 @@ def profiles(draw: st.DrawFn, count: int) -> Profile:
 
 
 @st.composite
-def schedules(draw: st.DrawFn, graph: KernelGraph) -> Schedule:
-    """What `build` makes of a graph, by any of its policies."""
+def profiled_graphs(draw: st.DrawFn, min_kernels: int = 0, max_kernels: int = 12) -> tuple[KernelGraph, Profile]:
+    """A graph and a profile of its kernels."""
+    graph = draw(kernel_graphs(min_kernels, max_kernels))
+    return graph, draw(profiles(len(graph)))
+
+
+@st.composite
+def schedules(draw: st.DrawFn, graph: KernelGraph, policies: Sequence[str] = POLICIES) -> Schedule:
+    """What `build` makes of a graph, by one of `policies`."""
     return build(
         graph,
         draw(profiles(len(graph))),
-        policy=draw(st.sampled_from(sorted(STREAM_POLICIES))),
-        launch_order=draw(st.sampled_from(sorted(LAUNCH_ORDERS))),
+        policy=draw(st.sampled_from(policies)),
+        launch_order=draw(st.sampled_from(ORDERS)),
         streams=draw(WIDTHS),
     )
 
 
 @st.composite
-def scheduled_graphs(draw: st.DrawFn, min_kernels: int = 0, max_kernels: int = 12) -> tuple[KernelGraph, Schedule]:
+def scheduled_graphs(
+    draw: st.DrawFn, min_kernels: int = 0, max_kernels: int = 12, policies: Sequence[str] = POLICIES
+) -> tuple[KernelGraph, Schedule]:
     """A graph and what `build` makes of it."""
     graph = draw(kernel_graphs(min_kernels, max_kernels))
-    return graph, draw(schedules(graph))
+    return graph, draw(schedules(graph, policies))

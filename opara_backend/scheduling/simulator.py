@@ -30,16 +30,18 @@ from opara_backend.scheduling.schedule import Schedule
 class CostModel:
     """Constants of the model, in seconds and fractions; defaults calibrated on an H200 (bench/kernel_graphs).
 
-    start_latency: from the end of the kernel before on the stream to the first block. wait_latency: added if the
-    kernel waits for other streams. bandwidth: share of the vendor's memory bandwidth kernels reach together.
+    ramp: the part of a kernel's measured duration in which it holds none of the GPU (launch, first loads, drain);
+    at most half of it. wait_latency: added if the kernel waits for other streams. bandwidth: share of the vendor's
+    memory bandwidth that kernels reach together. stream_latency: what each stream beyond the first costs a replay.
     """
 
-    start_latency: float = 0.0
-    wait_latency: float = 0.6e-6
-    bandwidth: float = 0.9
+    ramp: float = 2.8e-6
+    wait_latency: float = 0.7e-6
+    bandwidth: float = 0.6
+    stream_latency: float = 1.0e-6
 
 
-FREE = CostModel(0.0, 0.0, 1.0)  # starting and waiting cost nothing
+FREE = CostModel(0.0, 0.0, 1.0, 0.0)  # starting and waiting cost nothing
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,18 @@ def simulate(
 class _Demand:
     """One kernel in units of the model: blocks, what one block takes of the whole GPU, seconds per block."""
 
-    def __init__(self, profile: KernelProfile, device: DeviceSpec, bandwidth: float) -> None:
+    def __init__(self, profile: KernelProfile, device: DeviceSpec, costs: CostModel) -> None:
+        self.ramp = min(costs.ramp, profile.duration / 2)
+        held = profile.duration - self.ramp
         launch = max(profile.launches, key=lambda item: item.blocks * item.threads_per_block, default=None)
         if launch is None:
-            self.blocks, self.share, self.seconds = 1, (0.0, 0.0, 0.0, 0.0), profile.duration
+            self.blocks, self.share, self.seconds = 1, (0.0, 0.0, 0.0, 0.0), held
         else:
             self.blocks = launch.blocks
             self.share = _share(launch, device)
             waves = max(1, math.ceil(launch.blocks / (blocks_per_sm(launch, device) * device.sms)))
-            self.seconds = profile.duration / waves
-        asked = profile.nbytes / profile.duration / (device.memory_bandwidth * bandwidth) if profile.duration else 0.0
+            self.seconds = held / waves
+        asked = profile.nbytes / held / (device.memory_bandwidth * costs.bandwidth) if held else 0.0
         # What the caches serve never reaches memory; alone a kernel cannot ask for more than there is.
         self.bandwidth = min(1.0, asked) if profile.memory_bound else 0.0
 
@@ -111,7 +115,7 @@ class _Run:
         self, graph: KernelGraph, profile: Profile, schedule: Schedule, device: DeviceSpec, costs: CostModel
     ) -> None:
         self.schedule, self.costs = schedule, costs
-        self.demand = [_Demand(k, device, costs.bandwidth) for k in profile.kernels]
+        self.demand = [_Demand(k, device, costs) for k in profile.kernels]
         count = len(graph)
         self.start, self.end = [0.0] * count, [-1.0] * count
         self.unplaced = [d.blocks for d in self.demand]
@@ -132,7 +136,7 @@ class _Run:
         self.place = {kernel: place for place, kernel in enumerate(schedule.order)}
 
     def timeline(self) -> Timeline:
-        now = 0.0
+        now = self.costs.stream_latency * max(0, self.schedule.streams - 1)
         for kernel in self.schedule.order:
             if not self.blockers[kernel]:
                 self._release(kernel, now)
@@ -153,7 +157,7 @@ class _Run:
         return Timeline(tuple(self.start), tuple(self.end))
 
     def _release(self, kernel: int, now: float) -> None:
-        latency = self.costs.start_latency + (self.costs.wait_latency if self.schedule.waits[kernel] else 0.0)
+        latency = self.demand[kernel].ramp + (self.costs.wait_latency if self.schedule.waits[kernel] else 0.0)
         self.arrivals.append((now + latency, kernel))
 
     def _finish(self, now: float) -> None:

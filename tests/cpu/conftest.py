@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,20 +109,23 @@ def agree() -> Callable[..., list[GraphRecord]]:
     return check
 
 
-@pytest.fixture
-def run_python(tmp_path: Path) -> Callable[..., Any]:
+@pytest.fixture(scope="session")
+def run_python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Run source text in a fresh interpreter; what its last line of output says, read as JSON."""
+    folder = tmp_path_factory.mktemp("processes")
+    # With an empty cache directory, checking what vectors the compiler knows takes longer than compiling without.
+    quick = {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0"}
 
-    def run(source: str, *arguments: str, cache: Path | None = None, environment: Sequence[tuple[str, str]] = ()) -> Any:
-        script = tmp_path / "script.py"
+    def run(
+        source: str, *arguments: str, cache: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> Any:
+        folders = {"TORCHINDUCTOR_CACHE_DIR": str(cache)} if cache is not None else {}
+        script = folder / "script.py"
         script.write_text(source)
-        variables = {**os.environ, "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "0", **dict(environment)}
-        if cache is not None:
-            variables["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         done = subprocess.run(
             [sys.executable, str(script), *arguments],
-            env=variables,
-            cwd=tmp_path,
+            env={**os.environ, **quick, **folders, **(environment or {})},
+            cwd=folder,
             capture_output=True,
             text=True,
             timeout=240,

@@ -13,7 +13,16 @@ from opara_backend.report.record import GraphRecord
 Agree = Callable[..., list[GraphRecord]]
 
 CALLS, BATCH = 3, 2
-BRANCHY = ("googlenet", "inception_v3", "deepfm", "bert_base", "t5_small", "moe_decode", "llama_decode", "bilstm_tagger")
+BRANCHY = (
+    "googlenet",
+    "inception_v3",
+    "deepfm",
+    "bert_base",
+    "t5_small",
+    "moe_decode",
+    "llama_decode",
+    "bilstm_tagger",
+)
 SLOW = ("nasnet_large", "randwire")
 
 # Tests of one file share what a model was compiled to; compiling it is what takes time.
@@ -24,9 +33,7 @@ def rows(model: models.BenchModel, call: int) -> tuple[Tensor, ...]:
     """The arguments of call number `call`: rows nobody else got; what has no batch dimension (a position) goes up."""
     everything = model.inputs(CALLS * BATCH)
     start = call * BATCH
-    return tuple(
-        t[start : start + BATCH].clone() if len(t) == CALLS * BATCH else t + call for t in everything
-    )
+    return tuple(t[start : start + BATCH].clone() if len(t) == CALLS * BATCH else t + call for t in everything)
 
 
 @pytest.fixture

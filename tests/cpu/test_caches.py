@@ -1,10 +1,11 @@
 """Inductor's caches hold our modules as they hold its own: found again by a new process, and never mixed up.
 
-Each test runs a few fresh processes that share a fresh cache directory.
+Most tests run a fresh process over a cache directory that the tests share.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,12 @@ print(json.dumps({
 HIT, MISS = [1, 0], [0, 1]
 
 
-@pytest.fixture
-def process(run_python: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Run PROCESS for a backend, in a cache directory all calls of one test share; what is always so is checked."""
+@pytest.fixture(scope="module")
+def process(run_python: Run) -> Callable[..., dict[str, Any]]:
+    """Run PROCESS for a backend in a cache directory; what is always so is checked."""
 
-    def run(backend: str, options: str = "{}", **environment: str) -> dict[str, Any]:
-        found: dict[str, Any] = run_python(
-            PROCESS, backend, options, cache=tmp_path / "cache", environment=tuple(environment.items())
-        )
+    def run(cache: Path, backend: str, options: str = "{}", source: str = PROCESS, **variables: str) -> dict[str, Any]:
+        found: dict[str, Any] = run_python(source, backend, options, cache=cache, environment=variables)
         assert found["right"]
         assert found["fallbacks"] == []
         assert found["planned"] == ([1] if backend == "opara" else [])
@@ -71,42 +70,67 @@ def process(run_python: Run, tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return run
 
 
-def test_second_process_finds_everything_even_under_other_options_of_ours(process: Callable[..., Any]) -> None:
-    first = process("opara")
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inductor_cache")
+
+
+@pytest.fixture(scope="module")
+def first(process: Callable[..., dict[str, Any]], cache: Path) -> dict[str, Any]:
+    """What the first process that used the cache saw; it also leaves a bundle of everything cached."""
+    bundle = f"open({str(cache / 'bundle')!r}, 'wb').write(torch.compiler.save_cache_artifacts()[0])\n"
+    return process(cache, "opara", source=PROCESS.replace("print(", bundle + "print("))
+
+
+def test_first_process_compiles(first: dict[str, Any]) -> None:
     assert first["aot"] == MISS
     assert first["fx"] == MISS
-    assert first["streams"] > [1]
-    second = process("opara")
+    assert first["streams"][0] > 1
+
+
+def test_second_process_finds_everything_even_under_other_options_of_ours(
+    first: dict[str, Any], process: Callable[..., dict[str, Any]], cache: Path
+) -> None:
+    second = process(cache, "opara", '{"policy": "sequential", "max_captures": 3}')
     assert second["aot"] == HIT
     assert second["fx"][1] == 0
     assert second["kernels"] == first["kernels"]
-    sequential = process("opara", '{"policy": "sequential", "max_captures": 3}')
-    assert sequential["aot"] == HIT
-    assert sequential["policies"] == ["sequential"]
-    assert sequential["streams"] == [1]
-    without_aot = process("opara", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
-    assert without_aot["fx"] == HIT
-    assert without_aot["kernels"] == first["kernels"]
+    assert second["policies"] == ["sequential"]
+    assert second["streams"] == [1]
 
 
-@pytest.mark.parametrize("order", [("inductor", "opara"), ("opara", "inductor")], ids="-".join)
-def test_stock_inductor_and_we_do_not_get_each_others_modules(process: Callable[..., Any], order: tuple[str, str]) -> None:
-    for backend in order:
-        found = process(backend)
+def test_graph_cache_hits_without_autograd_cache(
+    first: dict[str, Any], process: Callable[..., dict[str, Any]], cache: Path
+) -> None:
+    second = process(cache, "opara", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
+    assert second["fx"] == HIT
+    assert second["kernels"] == first["kernels"]
+    assert second["streams"] == first["streams"]
+
+
+def test_modules_travel_in_a_bundle(
+    first: dict[str, Any], process: Callable[..., dict[str, Any]], cache: Path, tmp_path: Path
+) -> None:
+    """torch.compiler.save_cache_artifacts on one machine, load_cache_artifacts on another."""
+    load = f"import torch\ntorch.compiler.load_cache_artifacts(open({str(cache / 'bundle')!r}, 'rb').read())\n"
+    found = process(tmp_path, "opara", source=load + PROCESS)
+    assert found["aot"] == HIT
+    assert found["kernels"] == first["kernels"]
+
+
+def test_stock_inductor_after_us_does_not_get_our_module(
+    first: dict[str, Any], process: Callable[..., dict[str, Any]], cache: Path
+) -> None:
+    found = process(cache, "inductor")
+    assert found["aot"] == MISS
+    assert found["fx"] == MISS
+
+
+def test_we_do_not_get_stock_inductors_module(process: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    for backend in ("inductor", "opara"):
+        found = process(tmp_path, backend)
         assert found["aot"] == MISS
         assert found["fx"] == MISS
-
-
-def test_modules_travel_in_a_bundle(run_python: Run, tmp_path: Path) -> None:
-    """torch.compiler.save_cache_artifacts on one machine, load_cache_artifacts on another."""
-    path = tmp_path / "artifacts"
-    save = PROCESS + f"\nfound = torch.compiler.save_cache_artifacts()\nopen({str(path)!r}, 'wb').write(found[0])\nprint(1)"
-    load = f"import torch\ntorch.compiler.load_cache_artifacts(open({str(path)!r}, 'rb').read())\n" + PROCESS
-    run_python(save, "opara", "{}", cache=tmp_path / "here")
-    found = run_python(load, "opara", "{}", cache=tmp_path / "there")
-    assert found["right"]
-    assert found["planned"] == [1]
-    assert found["aot"] == HIT
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
@@ -143,7 +167,7 @@ def compiled_sine(**options: Any) -> tuple[Tensor, list[GraphRecord]]:
 @pytest.mark.parametrize("given", ["config", "options"])
 @pytest.mark.parametrize("name", ["a name", None], ids=["cached", "uncached"])
 def test_the_users_own_pass_runs(given: str, name: str | None) -> None:
-    users = Pass(f"{name} {given} {torch.rand(()).item()}" if name else None)
+    users = Pass(f"{name} {uuid.uuid4()}" if name else None)
     cosine, sine_of_eye = torch.eye(4).cos(), torch.eye(4).sin()
     if given == "config":
         with torch._inductor.config.patch(post_grad_custom_post_pass=users):

@@ -68,7 +68,12 @@ def views(x: Tensor) -> Any:
     b = (a @ x).reshape(4, 2, 8)[:, 1]
     c = b.unfold(1, 3, 2).permute(2, 0, 1)
     d = (x * 2).diagonal() + b.flatten()[:8]
-    return c.contiguous() * 2, d.flip(0), torch.as_strided(x.sin(), (3, 3), (8, 2)).roll(1, 0), b.squeeze().expand(2, -1, -1)
+    return (
+        c.contiguous() * 2,
+        d.flip(0),
+        torch.as_strided(x.sin(), (3, 3), (8, 2)).roll(1, 0),
+        b.squeeze().expand(2, -1, -1),
+    )
 
 
 def split_and_cat(x: Tensor, y: Tensor) -> Any:
@@ -132,7 +137,14 @@ def constants(x: Tensor) -> Any:
 def numbers_of_every_type(x: Tensor, ids: Tensor, mask: Tensor) -> Any:
     a = (ids // 3) ^ (ids << 1)
     b = mask.logical_xor(x > 0)
-    return a.cumsum(0), b.any(1), (x.to(torch.float64) @ x.double()).float(), (ids.to(torch.uint8) + 250), b & mask.t(), ids % 3
+    return (
+        a.cumsum(0),
+        b.any(1),
+        (x.to(torch.float64) @ x.double()).float(),
+        (ids.to(torch.uint8) + 250),
+        b & mask.t(),
+        ids % 3,
+    )
 
 
 def half_precision(x: Tensor, y: Tensor) -> Any:
@@ -143,7 +155,13 @@ def half_precision(x: Tensor, y: Tensor) -> Any:
 def complex_numbers(x: Tensor, y: Tensor) -> Any:
     z = torch.complex(x, y)
     spectrum = torch.fft.rfft(x, dim=1)
-    return z @ z.conj(), torch.view_as_real(z * 2j).sum(-1), spectrum.abs(), torch.fft.irfft(spectrum * 2, dim=1), z.angle()
+    return (
+        z @ z.conj(),
+        torch.view_as_real(z * 2j).sum(-1),
+        spectrum.abs(),
+        torch.fft.irfft(spectrum * 2, dim=1),
+        z.angle(),
+    )
 
 
 def linear_algebra(x: Tensor, y: Tensor) -> Any:
@@ -178,7 +196,17 @@ def chosen_by_numbers(x: Tensor, times: int, scale: float, word: str, nothing: N
 
 def reductions(x: Tensor) -> Any:
     y = x.cumsum(1)
-    return x.std(), y.softmax(0), y.logsumexp(1), x.prod(1), x.argmin(), x.norm(dim=0), y.cummax(0), x.median(), x.histc(4)
+    return (
+        x.std(),
+        y.softmax(0),
+        y.logsumexp(1),
+        x.prod(1),
+        x.argmin(),
+        x.norm(dim=0),
+        y.cummax(0),
+        x.median(),
+        x.histc(4),
+    )
 
 
 PURE: dict[str, tuple[Callable[..., Any], Callable[[int], Args]]] = {
@@ -845,7 +873,8 @@ class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.chains = nn.ModuleList(
-            nn.Sequential(*(m for _ in range(length) for m in (nn.Linear(16, 16), nn.Tanh()))) for length in (1, 2, 3, 1)
+            nn.Sequential(*(m for _ in range(length) for m in (nn.Linear(16, 16), nn.Tanh())))
+            for length in (1, 2, 3, 1)
         )
         self.join = nn.Linear(64, 16)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.launch_order import LAUNCH_ORDERS, opara, program
-from tests.strategies import graph_with_edges, kernel_graphs, profile_of, profiles
+from tests.strategies import graph_with_edges, profile_of, profiled_graphs
 
 M, C = "memory", "compute"
 
@@ -45,13 +45,7 @@ def test_by_hand(kernels: list[tuple[str, float]], edges: list[tuple[int, int]],
     assert opara(graph_with_edges(len(kernels), edges), profile_of(*kernels)) == order
 
 
-@st.composite
-def problems(draw: st.DrawFn) -> tuple[KernelGraph, Profile]:
-    graph = draw(kernel_graphs())
-    return graph, draw(profiles(len(graph)))
-
-
-@given(problems(), st.sampled_from(sorted(LAUNCH_ORDERS)))
+@given(profiled_graphs(), st.sampled_from(sorted(LAUNCH_ORDERS)))
 def test_every_order_is_topological(problem: tuple[KernelGraph, Profile], name: str) -> None:
     graph, profile = problem
     order = LAUNCH_ORDERS[name](graph, profile)
@@ -59,7 +53,7 @@ def test_every_order_is_topological(problem: tuple[KernelGraph, Profile], name: 
     assert all(order.index(edge.src) < order.index(edge.dst) for edge in graph.edges)
 
 
-@given(problems())
+@given(profiled_graphs())
 def test_every_step_of_algorithm_2_is_the_one_described(problem: tuple[KernelGraph, Profile]) -> None:
     graph, profile = problem
     launched: list[int] = []
@@ -79,7 +73,7 @@ def test_every_step_of_algorithm_2_is_the_one_described(problem: tuple[KernelGra
         launched.append(kernel)
 
 
-@given(problems())
+@given(profiled_graphs())
 def test_order_is_deterministic(problem: tuple[KernelGraph, Profile]) -> None:
     graph, profile = problem
     assert opara(KernelGraph.from_json(graph.to_json()), profile) == opara(graph, profile)

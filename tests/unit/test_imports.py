@@ -1,0 +1,45 @@
+"""What DESIGN promises of the pure parts: they import without torch, and never depend on the order of a set."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+PURE = (
+    "kernel_graph",
+    "memory",
+    "lowering.dependencies",
+    "lowering.statements",
+    "profiling.profile",
+    "scheduling.policies",
+    "scheduling.launch_order",
+    "scheduling.schedule",
+    "scheduling.streams",
+)
+SCHEDULED = """
+from opara_backend.memory import plan_memory
+from opara_backend.scheduling.policies import build
+from tests.strategies import layered_graph, random_profile
+graph, profile = layered_graph(200, 7), random_profile(200)
+schedule = build(graph, profile, policy="opara", launch_order="opara", streams=4)
+print(schedule, plan_memory(graph, schedule), graph.to_json())
+"""
+
+
+def output_of(program: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    return done.stdout
+
+
+def test_the_pure_parts_import_without_torch() -> None:
+    modules = ", ".join(f"opara_backend.{name}" for name in PURE)
+    loaded = output_of(f"import sys, {modules}; print(*sys.modules)").split()
+    assert "opara_backend.scheduling.policies" in loaded
+    assert "torch" not in loaded
+
+
+def test_plans_do_not_depend_on_how_strings_hash() -> None:
+    assert output_of(SCHEDULED, PYTHONHASHSEED="1") == output_of(SCHEDULED, PYTHONHASHSEED="2")
