@@ -41,6 +41,11 @@ def make(sources: Sequence[memoryview], salt: int) -> memoryview:
     return target
 
 
+def same(source: memoryview) -> memoryview:
+    """What it was given: a result that aliases an argument."""
+    return source
+
+
 class Generator:
     """A random generator: every number depends on all before it."""
 
@@ -147,7 +152,7 @@ class Source:
 
     def run(self, *outputs: str, args: Sequence[Any] = (), alloc: Allocate = fresh, **functions: Any) -> Run:
         """Start the program; nothing has run yet."""
-        module: dict[str, Any] = {"mix": mix, "make": make, "draw": Generator().draw, **functions}
+        module: dict[str, Any] = {"mix": mix, "make": make, "same": same, "draw": Generator().draw, **functions}
         exec(compile(self.text(*outputs), "program", "exec"), module)
         tasks: list[Callable[[], None]] = []
         release: dict[str, Callable[[], None]] = {}
