@@ -11,12 +11,9 @@ Must not change: the graph. Imports no torch. Deterministic; ties go to the lowe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 
 from opara_backend.kernel_graph import KernelGraph
-
-StreamPolicy = Callable[[KernelGraph], tuple[int, ...]]
 
 
 def opara(graph: KernelGraph) -> tuple[int, ...]:
@@ -69,6 +66,3 @@ def bound_width(
         own = placed[chain]
         finished[kernel] = free_at[own] = max(free_at[own], ready) + durations[kernel]
     return tuple(placed[chain] for chain in stream)
-
-
-STREAM_POLICIES: Mapping[str, StreamPolicy] = MappingProxyType({"opara": opara, "sequential": sequential})
