@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from bench import models
 from bench.readme import ROOT, renewed
 from bench.run import Row, run, save
+from bench.tables import console, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stock = "reduce-overhead" if torch.cuda.is_available() else "inductor"
     backends = chosen.backends or [stock, "opara"]
     rows: list[Row] = []
-    console = Console(width=160)
+    output = console()
     cases = run(
         chosen.models,
         chosen.dtypes,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for case in cases:
         rows.extend(case)
-        console.print(_table(case))
+        output.print(_table(case))
         if chosen.out:  # after every case: a long run that is cut off keeps what it has
             save(chosen.out, rows, chosen.commit)
     return 0
@@ -65,32 +65,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _table(case: list[Row]) -> Table:
     first = case[0]
-    table = Table(title=f"{first.model} {first.dtype} batch {first.batch}")
-    for heading in (
-        "backend",
-        "gpu ms",
-        "wall ms",
-        f"speed-up over {first.backend}",
-        "first call s",
-        "kernels",
-        "streams",
-    ):
-        table.add_column(heading, justify="left" if heading == "backend" else "right")
+    speed_up = f"speed-up over {first.backend}"
+    headings = ("backend", "gpu ms", "wall ms", speed_up, "first call s", "kernels", "streams")
     base = statistics.median(first.samples.best_clock)
+    rows: list[tuple[str, ...]] = []
     for row in case:
         gpu = "-" if row.samples.gpu is None else f"{statistics.median(row.samples.gpu) * 1e3:.3f}"
-        table.add_row(
-            row.backend,
-            gpu,
-            f"{statistics.median(row.samples.wall) * 1e3:.3f}",
-            f"{base / statistics.median(row.samples.best_clock):.2f}x",
-            f"{row.first_call_seconds:.1f}",
-            str(row.kernels or "-"),
-            str(row.streams or "-"),
+        rows.append(
+            (
+                row.backend,
+                gpu,
+                f"{statistics.median(row.samples.wall) * 1e3:.3f}",
+                f"{base / statistics.median(row.samples.best_clock):.2f}x",
+                f"{row.first_call_seconds:.1f}",
+                str(row.kernels or "-"),
+                str(row.streams or "-"),
+            )
         )
-        for text in row.fallbacks:
-            table.add_row(f"  {text}")
-    return table
+        rows.extend((f"  {text}",) for text in row.fallbacks)
+    return table(f"{first.model} {first.dtype} batch {first.batch}", headings, rows)
 
 
 if __name__ == "__main__":

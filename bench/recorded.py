@@ -1,6 +1,6 @@
 """Recorded kernel graphs: what a model was lowered to and what was measured, for work without a GPU.
 
-Takes: files `bench/kernel_graphs/*.json` written on a GPU. Gives: `Recording`s. Imports no torch.
+Takes: files `bench/kernel_graphs/*.json.gz` written on a GPU. Gives: `Recording`s. Imports no torch.
 Must not change: the files. Errors: RecordingError naming the file and what is wrong with it.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def load(path: Path) -> Recording:
     """Read and check one recording."""
     try:
         document = json.loads(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RecordingError(f"{path}: not a compressed JSON file: {error}") from error
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__

@@ -6,22 +6,19 @@ here, and a test keeps the two together.
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import documents
 from bench.run import SCHEMA
+from bench.tables import geometric_mean
 
 
 def load(path: Path) -> dict[str, Any]:
     """The document at `path`; ValueError if it is of another schema."""
-    document: dict[str, Any] = json.loads(path.read_text())
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {document.get('schema')!r}; this version reads {SCHEMA}")
-    return document
+    return documents.read(path, SCHEMA)
 
 
 def markdown(document: dict[str, Any], base: str = "reduce-overhead", ours: str = "opara") -> str:
@@ -45,8 +42,7 @@ def markdown(document: dict[str, Any], base: str = "reduce-overhead", ours: str 
             f"| {model} {dtype} | {_ms(stock['gpu'])} | {_ms(mine['gpu'])} | **{ratio:.2f}x** | {_ms(stock['wall'])} | "
             f"{_ms(mine['wall'])} | {rows[ours]['kernels']} | {rows[ours]['streams']} |"
         )
-    mean = math.exp(statistics.fmean(map(math.log, ratios)))
-    lines.append(f"| geometric mean of {len(ratios)} | | | **{mean:.2f}x** | | | | |")
+    lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
     lines.append("")
     lines.append(
         f"{document['device']}, driver {document['driver']}, torch {document['torch']}; `{document['command']}`"

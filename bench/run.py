@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import platform
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import models, recorded
+from bench import documents, models, recorded
 from bench.timing import Samples, measure
 from opara_backend.report.record import GraphRecord, collect
 
@@ -198,6 +197,4 @@ def _save_graph(about: dict[str, Any], folder: Path, record: GraphRecord) -> Non
 
 def save(path: str, rows: Sequence[Row], commit: str | None) -> None:
     """Write the document for `rows` to `path`."""
-    with open(path, "w") as file:
-        json.dump(document(rows, commit), file, indent=1)
-        file.write("\n")
+    documents.write(Path(path), document(rows, commit))

@@ -91,7 +91,10 @@ def test_nothing_of_a_wrong_option_stays_behind(agree: Agree) -> None:
 
 def test_unknown_mode() -> None:
     compiled = torch.compile(square, backend="opara", mode="fastest")
-    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="unknown mode 'fastest'.*max-autotune"):
+    with (
+        torch.no_grad(),
+        pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"unknown mode 'fastest'.*max-autotune"),
+    ):
         compiled(torch.eye(3))
 
 
@@ -107,7 +110,10 @@ def test_error_on_request_names_the_reason() -> None:
     model = nn.Linear(4, 4)
     compiled = torch.compile(model, backend="opara", options={"fallback": "error"})
     disabled = torch._inductor.config.patch(no_caches())
-    with disabled, pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"training: .*torch\.no_grad\(\)") as caught:
+    with (
+        disabled,
+        pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=r"training: .*torch\.no_grad\(\)") as caught,
+    ):
         compiled(torch.ones(2, 4))
     (step,) = (e.fallback for e in causes(caught.value) if isinstance(e, OparaFallbackError))
     assert step.reason is FallbackReason.TRAINING
@@ -184,7 +190,11 @@ def test_what_we_cannot_lower_is_stock_inductors(
 def test_error_on_request_when_lowering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lowering.OparaWrapperCodegen, "_sort", refuse)
     compiled = torch.compile(square, backend="opara", options={"fallback": "error"})
-    with torch._inductor.config.patch(no_caches()), torch.no_grad(), pytest.raises(Exception, match="unsupported_lowering: a line from the future") as caught:
+    with (
+        torch._inductor.config.patch(no_caches()),
+        torch.no_grad(),
+        pytest.raises(Exception, match="unsupported_lowering: a line from the future") as caught,
+    ):
         compiled(torch.eye(3))
     assert any(isinstance(e, OparaFallbackError) for e in causes(caught.value))
 

@@ -53,6 +53,7 @@ print(json.dumps({
     "aot": [counters["aot_autograd"]["autograd_cache_hit"], counters["aot_autograd"]["autograd_cache_miss"]],
 }))
 """
+OPARA = '{"policy": "opara"}'
 HIT, MISS = [1, 0], [0, 1]
 
 
@@ -79,7 +80,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first(process: Callable[..., dict[str, Any]], cache: Path) -> dict[str, Any]:
     """What the first process that used the cache saw; it also leaves a bundle of everything cached."""
     bundle = f"open({str(cache / 'bundle')!r}, 'wb').write(torch.compiler.save_cache_artifacts()[0])\n"
-    return process(cache, "opara", source=PROCESS.replace("print(", bundle + "print("))
+    return process(cache, "opara", OPARA, source=PROCESS.replace("print(", bundle + "print("))
 
 
 def test_first_process_compiles(first: dict[str, Any]) -> None:
@@ -102,7 +103,7 @@ def test_second_process_finds_everything_even_under_other_options_of_ours(
 def test_graph_cache_hits_without_autograd_cache(
     first: dict[str, Any], process: Callable[..., dict[str, Any]], cache: Path
 ) -> None:
-    second = process(cache, "opara", TORCHINDUCTOR_AUTOGRAD_CACHE="0")
+    second = process(cache, "opara", OPARA, TORCHINDUCTOR_AUTOGRAD_CACHE="0")
     assert second["fx"] == HIT
     assert second["kernels"] == first["kernels"]
     assert second["streams"] == first["streams"]
@@ -131,6 +132,45 @@ def test_we_do_not_get_stock_inductors_module(process: Callable[..., dict[str, A
         found = process(tmp_path, backend)
         assert found["aot"] == MISS
         assert found["fx"] == MISS
+
+
+STEPS_DOWN = """
+import json, sys
+import torch
+from torch._dynamo.utils import counters
+
+options = json.loads(sys.argv[1])
+model = torch.nn.Linear(4, 4)
+compiled = torch.compile(model, backend="opara", options=options)
+errors = []
+try:
+    if sys.argv[2] == "train":
+        compiled(torch.ones(2, 4)).sum().backward()
+    else:
+        with torch.no_grad():
+            compiled(torch.ones(2, 4))
+except Exception as error:
+    errors.append(str(error))
+print(json.dumps([dict(counters["opara"]), counters["aot_autograd"]["autograd_cache_hit"], errors]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "use", "reason"),
+    [('{"max_captures": 5}', "train", "training"), ('{"cpp_wrapper": true}', "infer", "unsupported_option")],
+    ids=["training", "unsupported_option"],
+)
+def test_steps_down_are_counted_and_refused_with_full_caches_too(
+    run_python: Run, tmp_path: Path, options: str, use: str, reason: str
+) -> None:
+    for _ in range(2):
+        counted, _, errors = run_python(STEPS_DOWN, options, use, cache=tmp_path)
+        assert reason in counted
+        assert errors == []
+    refused = options.replace("}", ', "fallback": "error"}')
+    _, _, errors = run_python(STEPS_DOWN, refused, use, cache=tmp_path)
+    assert len(errors) == 1
+    assert reason in errors[0]
 
 
 # --- in this process --------------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import opara_backend
 import pytest
+
+import opara_backend
 
 Run = Callable[..., Any]
 
@@ -81,7 +82,8 @@ print(json.dumps([[k for k in after if after[k] != before[k]], device_codegens =
 def test_graphs_and_schedules_need_no_torch(run_python: Run) -> None:
     found = run_python("""
 import json, sys
-import opara_backend.kernel_graph, opara_backend.memory, opara_backend.scheduling.policies, opara_backend.scheduling.search
+import opara_backend.kernel_graph, opara_backend.memory
+import opara_backend.scheduling.policies, opara_backend.scheduling.search
 print(json.dumps([m for m in sys.modules if m.split(".")[0] in ("torch", "triton", "numpy", "sympy")]))
 """)
     assert found == []

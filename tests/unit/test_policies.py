@@ -167,6 +167,12 @@ def test_a_chain_that_can_wait_for_a_busy_stream_opens_no_other() -> None:
     assert streams.bound_width(graph, (0, 0, 1, 2), order, (1.0, 0.0, 0.0, 0.0), 2) == (0, 0, 0, 0)
 
 
+def test_of_streams_that_start_it_equally_early_a_chain_takes_the_one_busy_last() -> None:
+    """Kernel 2 cannot start before kernel 1 ends, on either stream; so it stays beside kernel 1 and needs no wait."""
+    graph = graph_with_edges(3, [(1, 2)])
+    assert streams.bound_width(graph, (0, 1, 2), (0, 1, 2), (3.0, 5.0, 1.0), 2) == (0, 1, 1)
+
+
 # --- the rivals ------------------------------------------------------------------------------------------------------
 
 
@@ -226,9 +232,7 @@ def test_list_k_serves_the_longest_remaining_path_first() -> None:
 
 
 def test_list_k_stays_on_the_stream_of_the_predecessor_waited_for_last() -> None:
-    """Kernel 2 waits for both others; kernel 1 ends later."""
-    graph = graph_with_edges(3, [(0, 2), (1, 2)])
-    for seconds, last in ((0.5, 0), (2.0, 1)):
-        profile = Profile((KernelProfile(1.0, 0.5), KernelProfile(seconds, 0.5), KernelProfile(1.0, 0.5)))
-        placed = list_scheduling.list_k(graph, profile, 2)
-        assert placed[2] == placed[last]
+    """Kernel 4 becomes ready when kernel 2 ends on stream 2; stream 1 has been free for a second by then."""
+    graph = graph_with_edges(5, [(0, 3), (1, 3), (2, 4)])
+    profile = Profile(tuple(KernelProfile(seconds, 0.5) for seconds in (10.0, 1.0, 2.0, 5.0, 1.0)))
+    assert list_scheduling.list_k(graph, profile, 3) == (0, 1, 2, 0, 2)

@@ -191,6 +191,31 @@ def test_a_slice_of_what_a_kernel_allocates_is_a_view() -> None:
     source.run("buf1", args=[memory(1)]).finish()
 
 
+def test_a_slice_of_a_view_may_overlap_other_slices() -> None:
+    source = Source()
+    source.alloc("buf3", 4)
+    source.part("buf0 = buf3[:2]", "buf3")
+    source.view("buf2 = buf3[1:]")
+    source.part("buf1 = buf2[:1]", "buf2")
+    source.call("mix(buf0, (arg0,), 1)", "arg0", "buf0")
+    source.call("mix(buf1, (arg0,), 2)", "arg0", "buf1")
+    assert edges(source.graph("buf3")) == [(0, 1)]
+
+
+def test_an_input_keeps_its_name_whatever_it_is_united_with() -> None:
+    """A result that may live in the input or in a buffer: from here on the two are one storage."""
+    source = Source()
+    source.alloc("buf0")
+    source.call("mix(buf0, (arg0,), 1)", "arg0", "buf0")
+    source.call("buf1 = either(arg0, buf0)", "arg0 buf0", aliases="arg0 buf0")
+    source.call("mix(arg0, (), 2)", "", "arg0")
+    source.call("buf2 = make((buf0,), 3)", "buf0")
+    graph = source.graph("buf1")
+    assert [b.name for b in graph.buffers] == ["arg0", "buf2"]
+    assert graph.outputs == ("arg0",)
+    assert edges(graph) == [(0, 1), (1, 2), (2, 3)]
+
+
 def test_results_that_alias_an_argument_live_in_it() -> None:
     source = Source()
     source.call("buf0 = touch(arg0)", "arg0", "", aliases="arg0")

@@ -1,0 +1,144 @@
+"""`python -m bench.calibration`: how well the simulator predicts what was measured on a GPU.
+
+Takes: the recorded kernel graphs, each with schedules and the GPU seconds a replay of them took. Gives: a table and
+bench/results/calibration.json; with --fit the constants of `CostModel` that rank schedules best. Must not change:
+anything else. Imports no torch. Deterministic.
+
+The simulator decides which schedules are worth measuring, so its ranking counts more than its seconds. Where all
+schedules take the same time (spread near 1) there is nothing to rank, and the correlation says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from rich.table import Table
+
+from bench import documents
+from bench.recorded import Recording, load_all
+from bench.tables import console, geometric_mean, table
+from opara_backend.scheduling.costs import CostModel
+from opara_backend.scheduling.simulator import simulate
+
+SCHEMA = 1
+RESULT = documents.RESULTS / "calibration.json"
+GRID: Mapping[str, tuple[float, ...]] = MappingProxyType(
+    {
+        "ramp": (0.0, 1.4e-6, 2.1e-6, 2.8e-6, 3.5e-6),
+        "wait_latency": (0.0, 0.35e-6, 0.7e-6, 1.05e-6, 1.4e-6),
+        "bandwidth": (0.4, 0.5, 0.6, 0.7, 0.8, 1.0),
+        "stream_latency": (0.0, 0.5e-6, 1.0e-6, 1.5e-6, 2.0e-6),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Prediction beside measurement on one graph.
+
+    spearman: rank correlation of predicted and measured seconds. error: mean of |predicted / measured - 1|.
+    first_choice: measured seconds of the schedule predicted best, over those of the best measured. spread: slowest
+    over fastest measured schedule, one stream left out.
+    """
+
+    graph: str
+    schedules: int
+    spearman: float
+    error: float
+    first_choice: float
+    spread: float
+
+
+def calibrate(recording: Recording, costs: CostModel | None = None) -> Calibration:
+    """ValueError if the recording has no GPU, or no two schedules to rank."""
+    device = recording.profile.device
+    if device is None or len(recording.measured) < 2:
+        raise ValueError(f"{recording.name}: a GPU and two schedules are needed, it has {len(recording.measured)}")
+    measured = [item.seconds for item in recording.measured]
+    predicted = [
+        # Equal but for rounding is equal: a picosecond.
+        round(simulate(recording.graph, recording.profile, item.schedule, device, costs).makespan, 12)
+        for item in recording.measured
+    ]
+    parallel = [item.seconds for item in recording.measured if item.schedule.streams > 1] or measured
+    return Calibration(
+        graph=recording.name,
+        schedules=len(measured),
+        spearman=round(spearman(predicted, measured), 4),
+        error=round(statistics.fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)), 4),
+        first_choice=round(measured[predicted.index(min(predicted))] / min(measured), 4),
+        spread=round(max(parallel) / min(parallel), 4),
+    )
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float:
+    """Rank correlation, ties averaged; 0 if one side is all ties and so ranks nothing."""
+    if min(first) == max(first) or min(second) == max(second):
+        return 0.0
+    return statistics.correlation(ranks(first), ranks(second))
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """Rank of each value from 1; equal values share the mean of their ranks."""
+    places: dict[float, list[int]] = {}
+    for place, value in enumerate(sorted(values), start=1):
+        places.setdefault(value, []).append(place)
+    return [statistics.fmean(places[value]) for value in values]
+
+
+def fit(recordings: Sequence[Recording], start: CostModel) -> tuple[CostModel, float]:
+    """The constants on `GRID` with the best mean correlation, and that mean.
+
+    One constant at a time, in turns, until a round changes none; a constant moves only if that is better.
+    """
+
+    def score(costs: CostModel) -> float:
+        return statistics.fmean(calibrate(recording, costs).spearman for recording in recordings)
+
+    best, best_score, before = start, score(start), None
+    while best != before:
+        before = best
+        for name, values in GRID.items():
+            for value in values:
+                if value != getattr(best, name) and (found := score(replace(best, **{name: value}))) > best_score:
+                    best, best_score = replace(best, **{name: value}), found
+    return best, best_score
+
+
+def summary(rows: Sequence[Calibration]) -> Table:
+    """One line a graph, and the means."""
+    lines: list[tuple[str, ...]] = [
+        (r.graph, str(r.schedules), f"{r.spearman:.3f}", f"{r.error:.1%}", f"{r.first_choice:.3f}", f"{r.spread:.3f}")
+        for r in rows
+    ]
+    mean = (f"{statistics.fmean(r.spearman for r in rows):.3f}", f"{statistics.fmean(r.error for r in rows):.1%}")
+    ratios = (geometric_mean(r.first_choice for r in rows), geometric_mean(r.spread for r in rows))
+    lines.append(("mean", "", *mean, *(f"{ratio:.3f}" for ratio in ratios)))
+    headings = ("graph", "schedules", "Spearman", "error", "first choice / best", "slowest / fastest")
+    return table("The simulator's prediction beside the measured GPU time", headings, lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; see the module's text."""
+    parser = argparse.ArgumentParser(prog="python -m bench.calibration", description=__doc__)
+    parser.add_argument("--json", type=Path, default=RESULT, metavar="FILE", help=f"default: {RESULT.name}")
+    parser.add_argument("--fit", action="store_true", help="look for better constants; takes minutes")
+    chosen = parser.parse_args(argv)
+    output = console()
+    recordings = load_all()
+    rows = [calibrate(recording) for recording in recordings]
+    output.print(summary(rows))
+    documents.write(chosen.json, {"schema": SCHEMA, "costs": asdict(CostModel()), "rows": [asdict(r) for r in rows]})
+    if chosen.fit:
+        costs, score = fit(recordings, CostModel())
+        output.print(f"best constants: {costs}, mean Spearman {score:.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
