@@ -18,10 +18,9 @@ from opara_backend import fallback
 from opara_backend import options as own_options
 from opara_backend._version import __version__
 from opara_backend.fallback import FallbackReason
-from opara_backend.options import Options
 
-# Inductor options that change what kind of text a wrapper is; with them there is nothing for us to rewrite.
-_FOREIGN_WRAPPERS = ("cpp_wrapper", "fx_wrapper", "profile_bandwidth")
+# Inductor options with which there is nothing for us to rewrite: another kind of wrapper, or one that looks at values.
+_FOREIGN_OPTIONS = ("cpp_wrapper", "fx_wrapper", "profile_bandwidth", "nan_asserts")
 
 
 def opara(
@@ -36,59 +35,56 @@ def opara(
     chosen, inductor = own_options.parse(options, mode)
     from opara_backend import upstream
 
-    captures = inductor.pop("triton.cudagraphs", None)  # capturing is ours; stock CUDA Graphs only where we train
-    with own_options.using(chosen):
-        return upstream.compile_fx(
-            gm,
-            example_inputs,
-            inner_compile=_InnerCompile(chosen, bool(captures)),
-            config_patches={**inductor, **_cache_marker()},
-        )
+    foreign = _why_foreign(example_inputs, inductor)
+    if foreign is not None:
+        fallback.step_down(*foreign, policy=chosen.fallback)
+        return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
+    # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
+    patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor)}
+    with own_options.using(chosen) as compilation:
+        compiled = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
+        if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
+            fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=chosen.fallback)
+    return compiled
 
 
-def _cache_marker() -> dict[str, Any]:
+def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> tuple[FallbackReason, str] | None:
+    """Why a device or an option leaves the graph to stock Inductor, if one does."""
+    from opara_backend import upstream
+
+    for option in _FOREIGN_OPTIONS:
+        if inductor.get(option, getattr(upstream.inductor_config, option, False)):
+            return FallbackReason.UNSUPPORTED_OPTION, option
+    devices = {x.device.type for x in example_inputs if isinstance(x, torch.Tensor)}
+    foreign = sorted(devices - {"cpu", "cuda", "meta"})
+    return (FallbackReason.UNSUPPORTED_DEVICE, ", ".join(foreign)) if foreign else None
+
+
+def _cache_marker(inductor: Mapping[str, Any]) -> dict[str, Any]:
     """An entry for Inductor's configuration that makes every cache key ours, the user's own pass kept inside."""
     from opara_backend import upstream
     from opara_backend.lowering.marker import CacheMarker
 
-    present = upstream.inductor_config.post_grad_custom_post_pass
-    return {"post_grad_custom_post_pass": CacheMarker(present)}
+    name = "post_grad_custom_post_pass"
+    return {name: CacheMarker(inductor.get(name, getattr(upstream.inductor_config, name)))}
 
 
-class _InnerCompile:
+def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
     """Inductor's hook for each AOT graph: inference goes our way, training the stock way."""
+    from opara_backend import upstream
 
-    def __init__(self, options: Options, cudagraphs: bool) -> None:
-        self.options, self.cudagraphs = options, cudagraphs
+    compilation = own_options.current()
+    if kwargs.get("is_backward") or not kwargs.get("is_inference"):
+        if not kwargs.get("is_backward"):
+            compilation.reached = True
+            policy = compilation.options.fallback
+            fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=policy)
+        return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
+    from opara_backend.lowering import inductor as lowering
 
-    def __call__(self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
-        from opara_backend import upstream
-
-        reason = self._why_stock(gm, example_inputs, kwargs)
-        if reason is not None:
-            fallback.step_down(*reason, policy=self.options.fallback)
-            return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
-        from opara_backend.lowering import inductor as lowering
-
-        request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
-        with upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
-            return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
-
-    def _why_stock(
-        self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[FallbackReason, str] | None:
-        from opara_backend import upstream
-
-        if kwargs.get("is_backward") or not kwargs.get("is_inference"):
-            return FallbackReason.TRAINING, "the graph computes gradients"
-        for option in _FOREIGN_WRAPPERS:
-            if getattr(upstream.inductor_config, option, False):
-                return FallbackReason.UNSUPPORTED_OPTION, option
-        devices = {x.device.type for x in example_inputs if isinstance(x, torch.Tensor)}
-        foreign = sorted(devices - {"cpu", "cuda", "meta"})
-        if foreign:
-            return FallbackReason.UNSUPPORTED_DEVICE, ", ".join(foreign)
-        return None
+    request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
+    with upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
+        return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
 
 
 __all__ = ["__version__", "opara"]

@@ -222,7 +222,8 @@ def problems(graph: KernelGraph) -> Iterator[str]:
             yield f"buffer {buffer.name!r} has {buffer.nbytes} bytes"
     known = {b.name: b for b in graph.buffers}
     yield from _part_problems(graph, known)
-    written = {b.name for b in graph.buffers if b.kind != "intermediate"}
+    # Memory the program allocates may be read as it comes: operators that fill it take it as an argument.
+    written = {b.name for b in graph.buffers if b.kind != "intermediate" or b.planned}
     written |= {b.part_of for b in graph.buffers if b.part_of is not None}  # written through its parts
     for kernel in graph.kernels:
         if kernel.kind not in KERNEL_KINDS:

@@ -56,20 +56,30 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
 }
 
-_current: contextvars.ContextVar[Options | None] = contextvars.ContextVar("opara_options", default=None)
+
+@dataclass
+class Compilation:
+    """The compilation under way. reached: whether one of our own modules, new or from a cache, came out of it."""
+
+    options: Options
+    reached: bool = False
 
 
-def current() -> Options:
-    """The options of the compilation under way in this context, or the defaults."""
-    return _current.get() or Options()
+_current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("opara_compilation", default=None)
+
+
+def current() -> Compilation:
+    """The compilation under way in this context, or one with default options."""
+    return _current.get() or Compilation(Options())
 
 
 @contextlib.contextmanager
-def using(options: Options) -> Iterator[None]:
+def using(options: Options) -> Iterator[Compilation]:
     """Make `options` the current ones while the block runs."""
-    token = _current.set(options)
+    compilation = Compilation(options)
+    token = _current.set(compilation)
     try:
-        yield
+        yield compilation
     finally:
         _current.reset(token)
 

@@ -55,6 +55,7 @@ __all__ = [
     "compile_fx",
     "compile_fx_inner",
     "counters",
+    "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
     "list_mode_options",
@@ -84,6 +85,16 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
 def inductor_option_names() -> tuple[str, ...]:
     """Every configuration key of Inductor, dotted, sorted. Seen 2.11, 2.13, 2.15."""
     return tuple(sorted(inductor_config.get_config_copy()))
+
+
+def has_ordered_effect(operator: Any) -> bool:
+    """True if `operator` is registered as doing something on the host whose order counts.
+
+    Seen 2.11, 2.13, 2.15. Without it such operators, which share no tensor, could change places.
+    """
+    from torch._higher_order_ops import effects
+
+    return isinstance(operator, torch._ops.OpOverload) and effects._get_effect(operator) is not None
 
 
 def clear_cublas_workspaces() -> None:

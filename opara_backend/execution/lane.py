@@ -58,7 +58,7 @@ class CudaLane:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.device = torch.device(runtime.graph.device)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # an operator may call the compiled model it is part of
         self._captured: OrderedDict[Key, _Captured] = OrderedDict()
         self._uncaptured: dict[Key, InOrder] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()

@@ -50,7 +50,9 @@ class Program:
 
     def bind(self) -> Callable[[list[Any]], Any]:
         """A callable with state of its own (captures, streams, lock), under the options now current."""
-        chosen = options.current()
+        compilation = options.current()
+        compilation.reached = True
+        chosen = compilation.options
         if self.graph_json is None:
             fallback.step_down(fallback.FallbackReason.UNSUPPORTED_LOWERING, self.unsupported, policy=chosen.fallback)
             return lambda args: self.run(args, None, None, None)

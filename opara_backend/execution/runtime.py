@@ -71,15 +71,17 @@ class Runtime:
     # --- the first call of a shape -------------------------------------------------------------------------------
 
     def _first_call(self, key: tuple[Any, ...], args: Sequence[Any]) -> tuple[Any, ...]:
-        """CPU: run once in program order, and plan from what that run showed."""
+        """CPU: run once in program order, and plan from what that run showed.
+
+        The run itself holds no lock: an operator may call the compiled model it is part of.
+        """
+        seen = host.observe(self.program, args)
         with self._lock:
-            found = self._executables.get(key)
-            if found is not None:  # another thread was faster
-                return found(args)
-            seen = host.observe(self.program, args)
+            if key in self._executables or not self.plannable:  # another thread was faster
+                return seen.outputs
             graph = self.graph.bind(seen.nbytes)
+            profile = build_profile(graph, seen.durations, None, None)
             try:
-                profile = build_profile(graph, seen.durations, None, None)
                 (schedule,) = self.schedules(graph, profile)
                 plan = self.plan(graph, profile, schedule, captured=False)
             except (ScheduleError, MemoryPlanError) as error:

@@ -2,8 +2,7 @@
 
 Takes: a wrapper line of Inductor (its class tells what it is), the text it wrote, and the IR node behind it.
 Gives: names only; which storage a name lives in is decided by `program`.
-Must not change: the lines. Reads no private module: everything about Inductor's objects is duck-typed here and
-imported in `upstream`.
+Must not change: the lines. Inductor's objects are duck-typed here; what must be imported comes from `upstream`.
 
 Sources of truth, per kind: Triton kernels by the names in their signature (`in_ptr*` read, `out_ptr*` written,
 `in_out_ptr*` both) plus Inductor's list of mutated arguments; C++ kernels by argument type (`const` is a read);
@@ -20,13 +19,17 @@ from typing import Any
 
 import torch
 
+from opara_backend import upstream
 from opara_backend.kernel_graph import KernelKind
 from opara_backend.lowering.statements import Statement
 
 
 @dataclass(frozen=True)
 class Call:
-    """A launch, in terms of Python names of the wrapper. `random`: it advances the generator of its device."""
+    """A launch, in terms of Python names of the wrapper.
+
+    random: it advances the generator of its device. effect: it does something on the host that must keep its order.
+    """
 
     kind: KernelKind
     callee: str
@@ -34,6 +37,7 @@ class Call:
     writes: tuple[str, ...]
     aliases: tuple[str, ...] = ()
     random: bool = False
+    effect: bool = False
 
 
 def triton_call(line: Any, mutated: Iterable[str]) -> Call:
@@ -92,7 +96,8 @@ def extern_call(node: Any, statement: Statement) -> Call:
     writes = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
     if not statement.stores and not writes:
         writes = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
-    return Call("extern", statement.callee, reads, tuple(writes), tuple(aliases), draws_random_numbers(node))
+    effect = upstream.has_ordered_effect(getattr(node, "op_overload", None))
+    return Call("extern", statement.callee, reads, tuple(writes), tuple(aliases), draws_random_numbers(node), effect)
 
 
 def draws_random_numbers(node: Any) -> bool:

@@ -35,7 +35,8 @@ from opara_backend.lowering.dependencies import edges
 from opara_backend.lowering.kernels import Call
 from opara_backend.lowering.statements import Statement
 
-RANDOM_STATE = "rng"
+# What kernels share beside tensors, as buffers of their own, so that those who touch it keep their order.
+RANDOM_STATE, EFFECTS = "rng", "effects"
 
 
 @dataclass
@@ -154,6 +155,12 @@ class ProgramWriter:
         """True inside control flow, or if the statement uses a name only the host knows."""
         return self._indent > 0 or any(n in self._host_names and n not in self._buffers for n in statement.loads)
 
+    def touches_data(self, statement: Statement) -> bool:
+        """True unless the statement speaks of sizes only, none of which depends on data."""
+        if self._indent or statement.stores:
+            return True
+        return any(self.knows(n) or n in self._host_names for n in statement.loads)
+
     # --- names and storages -----------------------------------------------------------------------------------
 
     def knows(self, name: str) -> bool:
@@ -205,8 +212,9 @@ class ProgramWriter:
         buffers = [b for n, b in self._buffers.items() if self.root(n) == n and (b.kind == "input" or n in used)]
         wholes = [self._buffers[w] for w in map(self.root, self._part_of.values()) if w in self._buffers]
         buffers.extend(w for w in dict.fromkeys(wholes) if w not in buffers)
-        if RANDOM_STATE in used:
-            buffers.append(Buffer(RANDOM_STATE, "state", 0, "random generator", self.device))
+        for name, what in ((RANDOM_STATE, "random generator"), (EFFECTS, "effects outside the program")):
+            if name in used:
+                buffers.append(Buffer(name, "state", 0, what, self.device))
         return KernelGraph(
             kernels=kernels,
             buffers=tuple(self._with_parts(b) for b in buffers),
@@ -230,10 +238,10 @@ class ProgramWriter:
         if launch.call.kind == "cpp":  # what this kernel is first to write, it does not read
             reads = tuple(r for r in reads if r not in writes or r in written)
         written.update(writes)
-        if launch.call.random:
-            reads, writes = (*reads, RANDOM_STATE), (*writes, RANDOM_STATE)
-        devices = {self.device_of(n) for n in (*reads, *writes) if n != RANDOM_STATE}
+        devices = {self.device_of(n) for n in (*reads, *writes)}
         host = self.device != "cpu" and bool((devices | {launch.device}) - {self.device})
+        state = (RANDOM_STATE,) * launch.call.random + (EFFECTS,) * launch.call.effect
+        reads, writes = (*reads, *state), (*writes, *state)
         return Kernel(
             name=f"k{index}",
             kind=launch.call.kind,
@@ -244,7 +252,7 @@ class ProgramWriter:
             dtype=launch.dtype,
             flops=launch.flops,
             source=launch.source,
-            host=host,
+            host=host or launch.call.effect,
         )
 
     def body(self) -> list[str]:

@@ -74,8 +74,11 @@ def kernel_cost(profile: KernelProfile, device: DeviceSpec, costs: CostModel) ->
 
 
 def _share(launch: Launch, device: DeviceSpec) -> tuple[float, float, float, float]:
-    """What one block holds. The scarcest resource is counted as `blocks_per_sm` does, in whole blocks per SM, so that
-    a kernel alone gets what it got when measured."""
+    """What one block holds of the GPU.
+
+    The scarcest resource is counted as `blocks_per_sm` does, in whole blocks per SM: so a kernel alone gets what it got
+    when measured, and what is left of it on each SM does not add up to room for another block.
+    """
     whole = 1.0 / (blocks_per_sm(launch, device) * device.sms)
     reserved = launch.shared_memory + device.reserved_shared_memory_per_block
     shares = [

@@ -5,10 +5,11 @@ starts and ends. Must not change: anything. Imports no torch. Deterministic.
 
 The model. A kernel may start when the kernel before it on its stream has ended and so have those it waits for; it
 then takes its ramp (`costs`; longer after a wait for another stream) until its blocks reach the GPU. Blocks are
-dispatched oldest kernel first, as many as fit: the GPU is one pool of threads, registers, shared memory and block
-slots, and a block once placed stays until it ends. Kernels that arrive at the same moment are served in launch order.
-While blocks of memory-bound kernels together ask for more than the memory's bandwidth, all of them slow down in
-proportion. A kernel ends with its last block.
+dispatched oldest kernel first, as many as fit, and none of a younger kernel before all of an older one (Amert et al.,
+RTSS 2017); of kernels that arrive together the one launched first is older. The GPU is one pool of threads,
+registers, shared memory and block slots, and a block once placed stays until it ends. While blocks of memory-bound
+kernels together ask for more than the memory's bandwidth, all of them slow down in proportion. A kernel ends with its
+last block.
 
 Left out: how blocks spread over single SMs, caches (a kernel whose input a neighbour has just written runs faster
 than alone), clocks, instruction mix within an SM.

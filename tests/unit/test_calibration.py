@@ -1,0 +1,144 @@
+"""How prediction and measurement are compared, and how well the simulator does on what was recorded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import calibration, documents
+from bench.calibration import Calibration, calibrate, fit, ranks, spearman
+from bench.recorded import Measured, Recording, load_all
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.costs import CostModel
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.simulator import simulate
+from tests.gpu_profiles import GPU, kernel, tiny_recording
+from tests.strategies import graph_with_edges
+
+VALUES = st.lists(st.integers(0, 5).map(float), min_size=2, max_size=8)
+TRUTH = CostModel(ramp=1.4e-6, wait_latency=0.0, stream_latency=2e-6)
+
+
+def measured_by(costs: CostModel) -> Recording:
+    """Forks and joins on one to four streams, measured on a GPU that does as the simulator with `costs` says."""
+    graph = graph_with_edges(9, [(0, k) for k in range(1, 8)] + [(k, 8) for k in range(1, 8)])
+    profile = Profile(tuple(kernel(1e-6 * (3 + k), 60 + 20 * k, threads=512) for k in range(9)), GPU)
+    schedules = [
+        build(graph, profile, policy=policy, launch_order=order, streams=streams)
+        for policy in ("list_k", "opara")
+        for order in ("critical_path", "program")
+        for streams in (1, 2, 3, 4)
+    ]
+    seconds = [round(simulate(graph, profile, schedule, GPU, costs).makespan, 12) for schedule in schedules]
+    return Recording(tiny_recording().about, graph, profile, tuple(map(Measured, schedules, seconds)))
+
+
+# --- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def test_equal_values_share_the_mean_of_their_ranks() -> None:
+    assert ranks([30.0, 10.0, 20.0, 20.0]) == [4.0, 1.0, 2.5, 2.5]
+    assert ranks([7.0, 7.0, 7.0]) == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [10.0, 200.0, 201.0], 1.0),
+        ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], -1.0),
+        ([1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 3.0], 0.6),  # 1 - 6 (1 + 1 + 1 + 1) / (4 (16 - 1))
+        ([1.0, 2.0, 2.0, 3.0], [1.0, 2.0, 3.0, 4.0], 0.9486833),  # by Pearson on 1, 2.5, 2.5, 4 and 1, 2, 3, 4
+        ([5.0, 5.0, 5.0], [1.0, 2.0, 3.0], 0.0),
+    ],
+)
+def test_rank_correlation(first: list[float], second: list[float], expected: float) -> None:
+    assert spearman(first, second) == pytest.approx(expected)
+    assert spearman(second, first) == pytest.approx(expected)
+
+
+@given(VALUES)
+def test_a_ranking_agrees_with_itself(values: list[float]) -> None:
+    assert spearman(values, [v**3 for v in values]) == pytest.approx(1.0 if len(set(values)) > 1 else 0.0)
+
+
+# --- one recording ---------------------------------------------------------------------------------------------------
+
+
+def test_a_gpu_that_does_as_predicted_is_predicted_perfectly() -> None:
+    found = calibrate(measured_by(CostModel()))
+    assert (found.schedules, found.spearman, found.error, found.first_choice) == (16, 1.0, 0.0, 1.0)
+    assert found.spread > 1.0
+
+
+def test_what_the_figures_mean() -> None:
+    """Two streams are predicted to be faster; measured they take 6 us, one stream takes 3, as predicted."""
+    recording = tiny_recording((3e-6, 6e-6))
+    predicted = simulate(recording.graph, recording.profile, recording.measured[1].schedule, GPU).makespan
+    assert calibrate(recording) == Calibration(
+        graph="tiny-float16",
+        schedules=2,
+        spearman=-1.0 if predicted < 3e-6 else 1.0,
+        error=pytest.approx(abs(predicted / 6e-6 - 1) / 2, abs=1e-4),
+        first_choice=2.0 if predicted < 3e-6 else 1.0,
+        spread=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "recording",
+    [
+        tiny_recording(seconds=(1e-6,)),
+        replace(tiny_recording(), profile=replace(tiny_recording().profile, device=None)),
+    ],
+)
+def test_what_cannot_be_calibrated_is_an_error(recording: Recording) -> None:
+    with pytest.raises(ValueError, match="tiny-float16: a GPU and two schedules are needed"):
+        calibrate(recording)
+
+
+def test_the_fit_finds_constants_that_rank_better() -> None:
+    recordings = [measured_by(TRUTH)]
+    start = CostModel(stream_latency=0.0)
+    found, score = fit(recordings, start)
+    assert score == calibrate(recordings[0], found).spearman > calibrate(recordings[0], start).spearman
+    assert fit(recordings, start) == (found, score)
+    assert fit(recordings, TRUTH) == (TRUTH, 1.0), "the best constants stay"
+
+
+# --- what was recorded on a GPU --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Calibration]:
+    return [calibrate(recording) for recording in load_all()]
+
+
+def test_most_graphs_are_ranked_well(found: list[Calibration]) -> None:
+    assert sum(row.spearman >= 0.8 for row in found) >= 8
+    assert all(row.spearman > 0 for row in found)
+
+
+def test_what_differs_much_is_ranked_and_what_is_ranked_first_is_good(found: list[Calibration]) -> None:
+    assert all(row.first_choice <= 1.15 for row in found)
+    assert all(row.error <= 0.15 for row in found)
+
+
+def test_the_committed_figures_are_these(found: list[Calibration]) -> None:
+    committed = documents.read(calibration.RESULT, calibration.SCHEMA)
+    assert committed["costs"] == asdict(CostModel()), "renew it with python -m bench.calibration"
+    assert committed["rows"] == [asdict(row) for row in found], "renew it with python -m bench.calibration"
+
+
+def test_the_command_writes_what_it_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibration, "load_all", lambda: (measured_by(TRUTH),))
+    assert calibration.main(["--json", str(tmp_path / "out.json"), "--fit"]) == 0
+    shown = capsys.readouterr().out
+    assert "tiny-float16" in shown
+    assert "best constants: CostModel(" in shown
+    assert [row["schedules"] for row in documents.read(tmp_path / "out.json", calibration.SCHEMA)["rows"]] == [16]
