@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             before = documents.read(chosen.baseline, SCHEMA)
         except (OSError, ValueError) as error:
-            output.print(f"no baseline to compare with ({error}); write one with --update")
+            output.print(f"no baseline to compare with: {error}\nwrite one with --update")
             return 2
         comparison = compare(figures(before["rows"]), figures(found["rows"]), limit=LIMIT)
         accepted = comparison.accepted

@@ -205,8 +205,8 @@ def problems(graph: KernelGraph) -> Iterator[str]:
     """What is wrong with a graph, one sentence each; nothing if it is legal.
 
     Legal: names unique; kinds known; every buffer a kernel names exists; whoever touches a buffer touches its parts
-    (so that names alone tell conflicts); an intermediate is written before it is read; constants are never written;
-    edges go forward in program order and each is a real conflict on its buffer; every output names a buffer;
+    (so that names alone tell conflicts); what a kernel allocates is written before it is read; constants are never
+    written; edges go forward in program order and each is a real conflict on its buffer; every output names a buffer;
     segments start at 0 and ascend. That the edges are *complete* is not taken on trust here: `scheduling.verify`
     recomputes conflicts from reads and writes.
     """

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.schedule import HappensBefore, Schedule
+from opara_backend.scheduling.schedule import Schedule, happens_before
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
 
@@ -172,9 +172,10 @@ def _ended(schedule: Schedule, touched: Sequence[int]) -> list[int]:
             sets.append(sets[-1] & ~touched[kernel])
         left_alone.append(sets[::-1])
     ended = []
-    for kernel, clock in enumerate(HappensBefore(schedule).clock):
+    before = happens_before(schedule)
+    for kernel in range(len(touched)):
         found = ~touched[kernel]  # its own clock counts the kernel itself
-        for sets, count in zip(left_alone, clock, strict=True):
+        for sets, count in zip(left_alone, before.clock(kernel), strict=True):
             found &= sets[count]
         ended.append(found)
     return ended

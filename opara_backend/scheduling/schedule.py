@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.scheduling.happens_before import HappensBefore
 
 
 class ScheduleError(RuntimeError):
@@ -52,27 +53,12 @@ class Schedule:
         return sum(map(len, self.waits))
 
 
-class HappensBefore:
-    """Vector clocks of a schedule. Building takes O(kernels x streams + waits); each question O(1)."""
-
-    def __init__(self, schedule: Schedule) -> None:
-        self.stream = schedule.stream
-        self.position = [0] * len(schedule.stream)  # 1-based place of a kernel on its stream
-        self.clock: list[list[int]] = [[]] * len(schedule.stream)
-        current = [[0] * schedule.streams for _ in range(schedule.streams)]
-        for kernel in schedule.order:
-            stream = schedule.stream[kernel]
-            clock = current[stream]
-            for awaited in schedule.waits[kernel]:
-                clock = list(map(max, clock, self.clock[awaited])) if self.clock[awaited] else clock
-            clock = list(clock)
-            clock[stream] += 1
-            self.position[kernel] = clock[stream]
-            self.clock[kernel] = current[stream] = clock
-
-    def ordered(self, first: int, second: int) -> bool:
-        """True if `first` happens before `second`."""
-        return first != second and self.clock[second][self.stream[first]] >= self.position[first]
+def happens_before(schedule: Schedule) -> HappensBefore:
+    """The relation `schedule` promises. KeyError if a kernel waits for one launched after it."""
+    relation = HappensBefore(schedule.streams)
+    for kernel in schedule.order:
+        relation.launch(kernel, schedule.stream[kernel], schedule.waits[kernel])
+    return relation
 
 
 def with_waits(graph: KernelGraph, stream: Sequence[int], order: Sequence[int], policy: str = "") -> Schedule:
@@ -81,26 +67,20 @@ def with_waits(graph: KernelGraph, stream: Sequence[int], order: Sequence[int], 
     For each kernel its predecessors are looked at latest-launched first, so no wait is added that a later one
     covers; removing any single wait leaves some edge unordered. `order` must be topological.
     """
-    streams = max(stream, default=-1) + 1
+    before = HappensBefore(max(stream, default=-1) + 1)
     launched = [0] * len(order)
     for place, kernel in enumerate(order):
         launched[kernel] = place
-    position = [0] * len(order)
-    clocks: list[list[int]] = [[]] * len(order)
-    current = [[0] * streams for _ in range(streams)]
     waits: list[tuple[int, ...]] = [()] * len(order)
     for kernel in order:
-        own = stream[kernel]
-        clock = list(current[own])
+        clock = before.next_clock(stream[kernel])
         needed: list[int] = []
-        for before in sorted(graph.predecessors(kernel), key=launched.__getitem__, reverse=True):
-            if clock[stream[before]] < position[before] or not clocks[before]:
-                needed.append(before)
-                clock = list(map(max, clock, clocks[before])) if clocks[before] else clock
-        clock[own] += 1
-        position[kernel] = clock[own]
-        clocks[kernel] = current[own] = clock
+        for earlier in sorted(graph.predecessors(kernel), key=launched.__getitem__, reverse=True):
+            if not before.precedes(earlier, clock):
+                needed.append(earlier)
+                clock = before.merged(clock, earlier)
         waits[kernel] = tuple(sorted(needed))
+        before.launch(kernel, stream[kernel], waits[kernel])
     return Schedule(tuple(stream), tuple(order), tuple(waits), policy)
 
 
@@ -143,7 +123,7 @@ def verify(graph: KernelGraph, schedule: Schedule) -> None:
                     "which is not launched before it"
                 )
         seen.add(kernel)
-    before = HappensBefore(schedule)
+    before = happens_before(schedule)
     for first, second, buffer in neighbouring_conflicts(graph):
         if not before.ordered(first, second):
             raise ScheduleError(

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.utils import fresh_cache
 
 from opara_backend.report.record import GraphRecord, collect
 
@@ -134,45 +135,6 @@ def test_we_do_not_get_stock_inductors_module(process: Callable[..., dict[str, A
         assert found["fx"] == MISS
 
 
-STEPS_DOWN = """
-import json, sys
-import torch
-from torch._dynamo.utils import counters
-
-options = json.loads(sys.argv[1])
-model = torch.nn.Linear(4, 4)
-compiled = torch.compile(model, backend="opara", options=options)
-errors = []
-try:
-    if sys.argv[2] == "train":
-        compiled(torch.ones(2, 4)).sum().backward()
-    else:
-        with torch.no_grad():
-            compiled(torch.ones(2, 4))
-except Exception as error:
-    errors.append(str(error))
-print(json.dumps([dict(counters["opara"]), counters["aot_autograd"]["autograd_cache_hit"], errors]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("options", "use", "reason"),
-    [('{"max_captures": 5}', "train", "training"), ('{"cpp_wrapper": true}', "infer", "unsupported_option")],
-    ids=["training", "unsupported_option"],
-)
-def test_steps_down_are_counted_and_refused_with_full_caches_too(
-    run_python: Run, tmp_path: Path, options: str, use: str, reason: str
-) -> None:
-    for _ in range(2):
-        counted, _, errors = run_python(STEPS_DOWN, options, use, cache=tmp_path)
-        assert reason in counted
-        assert errors == []
-    refused = options.replace("}", ', "fallback": "error"}')
-    _, _, errors = run_python(STEPS_DOWN, refused, use, cache=tmp_path)
-    assert len(errors) == 1
-    assert reason in errors[0]
-
-
 # --- in this process --------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +182,36 @@ def test_the_users_own_pass_runs(given: str, name: str | None) -> None:
     assert records[0].plans
     result, _ = compiled_sine()
     torch.testing.assert_close(result, sine_of_eye, msg="the pass is gone, its module must not be found")
+
+
+TRAINING: tuple[dict[str, Any], bool, str] = ({"max_captures": 5}, True, "training")
+WRAPPER: tuple[dict[str, Any], bool, str] = ({"cpp_wrapper": True}, False, "unsupported_option")
+
+
+@pytest.mark.parametrize(("options", "train", "reason"), [TRAINING, WRAPPER], ids=["training", "option"])
+def test_steps_down_are_counted_and_refused_when_a_cache_answers(
+    options: dict[str, Any], train: bool, reason: str
+) -> None:
+    """AOTAutograd's cache answers before the graph reaches us; the user must hear the same as the first time."""
+    counters = torch._dynamo.utils.counters
+
+    def compile_and_call(**more: Any) -> None:
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(nn.Linear(4, 4), backend="opara", options={**options, **more})
+        with torch.set_grad_enabled(train):
+            result = compiled(torch.ones(2, 4))
+        if train:
+            result.sum().backward()
+
+    with fresh_cache():
+        compile_and_call()
+        assert counters["opara"][reason] > 0
+        assert counters["aot_autograd"]["autograd_cache_hit"] == 0
+        compile_and_call()
+        assert counters["opara"][reason] > 0
+        with pytest.raises(Exception, match=reason):
+            compile_and_call(fallback="error")
 
 
 def test_no_cache_at_all(agree: Agree) -> None:

@@ -20,6 +20,7 @@ PARTS = (
     Buffer("whole", "intermediate", 64, planned=True),
     Buffer("left", "intermediate", 0, part_of="whole"),
     Buffer("right", "intermediate", 0, part_of="whole"),
+    Buffer("out", "intermediate", 64),
 )
 LEGAL = graph_of(
     ("in", "left"), ("in", "right"), ("whole left right", "out"), ("out", "in"), outputs=["out"], buffers=PARTS
@@ -92,7 +93,8 @@ def test_an_edge_must_stay_in_the_graph(edge: tuple[int, int]) -> None:
 
 
 def test_what_is_legal_though_it_looks_odd() -> None:
-    """A host that looks before the first kernel and behind the last; numbers as outputs; nothing at all."""
+    """Memory read as it was allocated; a host that looks first and last; numbers as outputs; nothing at all."""
+    replace(with_kernel(0, reads=("out",)), buffers=with_buffer("out", planned=True).buffers).verify()
     replace(LEGAL, segments=(0, 0, 2, 4), outputs=(None, "in")).verify()
     KernelGraph((), (), ()).verify()
 

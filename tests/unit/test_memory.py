@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -49,7 +50,7 @@ def kernel_allocated(graph: KernelGraph) -> list[Buffer]:
     return [b for b in graph.buffers if b.kind == "intermediate" and not b.planned and b.part_of is None]
 
 
-def with_placement(plan: MemoryPlan, index: int, **changes: int) -> MemoryPlan:
+def with_placement(plan: MemoryPlan, index: int, **changes: Any) -> MemoryPlan:
     changed = replace(plan.placements[index], **changes)
     return replace(plan, placements=(*plan.placements[:index], changed, *plan.placements[index + 1 :]))
 

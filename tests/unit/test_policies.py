@@ -118,7 +118,7 @@ def test_an_unknown_name_is_answered_with_those_accepted(
     unknown: dict[str, str], named: tuple[str, ...], hint: str
 ) -> None:
     with pytest.raises(ValueError, match=hint) as raised:
-        build(ONE_KERNEL, ONE_PROFILE, streams=8, **{"policy": "opara", "launch_order": "opara", **unknown})  # type: ignore[arg-type]
+        build(ONE_KERNEL, ONE_PROFILE, streams=8, **{"policy": "opara", "launch_order": "opara", **unknown})
     assert repr(next(iter(unknown.values()))) in str(raised.value)
     assert all(name in str(raised.value) for name in named)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.policies import build
-from opara_backend.scheduling.schedule import HappensBefore, Schedule, ScheduleError, verify, with_waits
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, happens_before, verify, with_waits
 from tests import reference
 from tests.strategies import graph_of, kernel_graphs, profiled_graphs, scheduled_graphs
 
@@ -96,7 +96,7 @@ def test_so_it_is_for_corrupted_schedules(data: st.DataObject) -> None:
 @given(scheduled_graphs())
 def test_happens_before_is_the_closure_of_stream_order_and_waits(found: tuple[KernelGraph, Schedule]) -> None:
     graph, schedule = found
-    before, expected = HappensBefore(schedule), reference.happens_before(schedule)
+    before, expected = happens_before(schedule), reference.happens_before(schedule)
     kernels = range(len(graph))
     assert [[before.ordered(a, b) for b in kernels] for a in kernels] == expected
 
@@ -111,7 +111,9 @@ def test_a_dropped_wait_is_named_with_both_kernels_and_the_buffer(data: st.DataO
     broken = with_wait(schedule, kernel, schedule.waits[kernel][:-1])
     with pytest.raises(ScheduleError) as raised:
         verify(graph, broken)
-    first, second, buffer = re.search(r"kernels k(\d+) .*and k(\d+) .*both touch '(.+?)'", str(raised.value)).groups()
+    named = re.search(r"kernels k(\d+) .*and k(\d+) .*both touch '(.+?)'", str(raised.value))
+    assert named is not None
+    first, second, buffer = named.groups()
     before = reference.happens_before(broken)
     unordered = [(a, b, name) for a, b, name in reference.conflicts(graph) if not before[a][b]]
     assert (int(first), int(second), buffer) in unordered
