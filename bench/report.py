@@ -45,7 +45,8 @@ def markdown(document: dict[str, Any], base: str = "reduce-overhead", ours: str 
     lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
     lines.append("")
     lines.append(
-        f"{document['device']}, driver {document['driver']}, torch {document['torch']}; `{document['command']}`"
+        f"{document['device']}, driver {document['driver']}, torch {document['torch']}, commit {document['commit']}: "
+        f"`{document['command']}`"
     )
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import nn
 
 from bench import documents, models, recorded
 from bench.timing import Samples, measure
+from opara_backend.kernel_graph import KernelGraph
 from opara_backend.report.record import GraphRecord, collect
 
 SCHEMA = 1
@@ -144,6 +145,16 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def command(arguments: Sequence[str]) -> str:
+    """The command line that measures the same again; where results are put is nobody else's business."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument not in ("--out", "--record", "--commit"):
+            kept.append(argument)
+        skip = argument in ("--out", "--record", "--commit")
+    return " ".join(["python -m bench", *kept])
+
+
 def environment(commit: str | None) -> dict[str, Any]:
     """What figures depend on: device, driver, versions, commit, command."""
     on_gpu = torch.cuda.is_available()
@@ -154,7 +165,7 @@ def environment(commit: str | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "commit": commit or _output("git", "rev-parse", "HEAD"),
-        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "command": command(sys.argv[1:]),
     }
 
 
@@ -192,7 +203,13 @@ def run(
 def _save_graph(about: dict[str, Any], folder: Path, record: GraphRecord) -> None:
     for key, (plan, _) in record.plans.items():
         tried = tuple(recorded.Measured(schedule, seconds) for schedule, seconds in record.candidates.get(key, ()))
-        recorded.save(recorded.Recording(about, plan.graph, plan.profile, tried), folder)
+        recorded.save(recorded.Recording(about, _portable(plan.graph), plan.profile, tried), folder)
+
+
+def _portable(graph: KernelGraph) -> KernelGraph:
+    """The graph with source files named from this project's root on: where it lay is nobody else's business."""
+    root = f"{Path(__file__).parent.parent}/"
+    return replace(graph, kernels=tuple(replace(k, source=k.source.removeprefix(root)) for k in graph.kernels))
 
 
 def save(path: str, rows: Sequence[Row], commit: str | None) -> None:

@@ -85,7 +85,8 @@ def kernel_graphs(draw: st.DrawFn, min_kernels: int = 0, max_kernels: int = 12) 
         Buffer("rng", "state", 0),
     ]
     parts: dict[str, list[str]] = {}
-    readable, unwritten = ["in0", "in1", "const0"], []
+    readable = ["in0", "in1", "const0"]
+    unwritten: list[str] = []
     kernels = []
 
     def new(name: str, planned: bool = True) -> str:

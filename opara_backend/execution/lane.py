@@ -116,9 +116,10 @@ class CudaLane:
         if not graph.kernels:
             return True
         if len(graph.segments) > 1:
-            last = graph.kernels[graph.segments[1] - 1]
-            where = f" at {last.source}" if last.source else ""
-            self.runtime.step_down(FallbackReason.HOST_DECISION, f"the host decides after {last.call}{where}")
+            ran = graph.segments[1]
+            seen = f"after {graph.kernels[ran - 1].call}" if ran else "before the first kernel"
+            where = f" at {graph.kernels[ran - 1].source}" if ran and graph.kernels[ran - 1].source else ""
+            self.runtime.step_down(FallbackReason.HOST_DECISION, f"the host decides {seen}{where}")
             return True
         for kernel in graph.kernels:
             if kernel.host:

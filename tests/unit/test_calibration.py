@@ -124,7 +124,8 @@ def test_most_graphs_are_ranked_well(found: list[Calibration]) -> None:
 
 def test_what_differs_much_is_ranked_and_what_is_ranked_first_is_good(found: list[Calibration]) -> None:
     assert all(row.first_choice <= 1.15 for row in found)
-    assert all(row.error <= 0.15 for row in found)
+    assert all(row.error <= 0.2 for row in found)
+    assert sum(row.error for row in found) / len(found) <= 0.08
 
 
 def test_the_committed_figures_are_these(found: list[Calibration]) -> None:
