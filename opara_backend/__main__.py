@@ -6,6 +6,8 @@ Takes: arguments. Gives: an exit code, 0 if all went well. Must not change: anyt
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +42,14 @@ def _demo(device: str | None, dtype: str | None, calls: int) -> int:
         print("--device cuda: this torch sees no CUDA device; leave the option out to run on the CPU", file=sys.stderr)
         return 2
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    compiler = os.environ.get("CXX", "g++")
+    if where == "cpu" and shutil.which(compiler) is None:
+        print(
+            f"no C++ compiler: {compiler!r} is nowhere on PATH. Inductor compiles for the CPU with one: install g++, "
+            "or name yours in the environment variable CXX",
+            file=sys.stderr,
+        )
+        return 2
     kind = dtype or ("float16" if where == "cuda" else "float32")
     return (
         0 if run(torch.device(where, 0) if where == "cuda" else torch.device(where), getattr(torch, kind), calls) else 1
