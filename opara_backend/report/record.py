@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ from opara_backend.scheduling.schedule import Schedule
 
 if TYPE_CHECKING:
     from opara_backend.execution.host import Plan
+
+log = logging.getLogger(__name__)
 
 _listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.ContextVar("opara_records", default=())
 
@@ -43,10 +46,22 @@ class GraphRecord:
 
     def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
         """Note how shape `key` runs from now on."""
+        log.info(
+            "%d kernels, %s: %s on %d streams with %d waits, arena %d bytes for %d",
+            len(plan.graph),
+            "captured" if captured else "in order",
+            plan.schedule.policy,
+            plan.schedule.streams,
+            plan.schedule.wait_count,
+            plan.memory.arena_bytes,
+            plan.memory.requested_bytes,
+        )
         self.plans[key] = (plan, captured)
 
     def measured(self, key: tuple[Any, ...], candidates: list[tuple[Schedule, float]]) -> None:
         """Note what the search for shape `key` found."""
+        for schedule, seconds in candidates:
+            log.debug("%s on %d streams: %.1f us", schedule.policy, schedule.streams, seconds * 1e6)
         self.candidates[key] = candidates
 
     def fell_back(self, reason: FallbackReason) -> bool:
