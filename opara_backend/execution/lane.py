@@ -76,9 +76,11 @@ class CudaLane:
                 "start workers with the 'spawn' method and compile there"
             )
         with self._lock, torch.cuda.device(self.device):
+            if torch.cuda.is_current_stream_capturing():  # somebody else's capture takes the kernels one by one
+                return host.run_unplanned(self.runtime.program, args)
             self._follow_last_call()
             captured = self._captured.get(key)
-            if captured is not None and not torch.cuda.is_current_stream_capturing():
+            if captured is not None:
                 if captured.arguments.accept(args):
                     self._captured.move_to_end(key)
                     self.runtime.record.replays += 1
@@ -87,7 +89,7 @@ class CudaLane:
             self.runtime.record.other_calls += 1
             if key in self._uncaptured:
                 return self._uncaptured[key](args)
-            if torch.cuda.is_current_stream_capturing() or not self._worth_capturing(key):
+            if not self._worth_capturing(key):
                 return host.run_unplanned(self.runtime.program, args)
             return self._first_call(key, args)
 
