@@ -88,6 +88,8 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
 
     Computed from reads, writes and ancestors alone, by other means than `plan_memory` uses.
     """
+    if len(plan.releases) != len(schedule.order):
+        raise MemoryPlanError(f"{len(plan.releases)} lists of buffers to drop for {len(schedule.order)} launches")
     ancestors = _ancestors(schedule)
     accesses = _accesses(graph)
     common = {p.buffer: _intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}

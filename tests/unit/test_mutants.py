@@ -206,3 +206,30 @@ def test_a_plan_once_made_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         plan.arena_bytes = 0  # type: ignore[misc]
     assert hash(plan) == hash(replace(plan))
+
+
+def test_a_graph_read_back_is_planned_like_the_graph_written() -> None:
+    """Claim: a plan depends on what the graph says, not on which objects say it."""
+    own = [Buffer(name, "intermediate", None) for name in "ab"]
+    graph = graph_of(("in", "a"), ("a", "b"), ("b", "c"), ("c", "d"), outputs=["d"], buffers=own)
+    again = KernelGraph.from_json(graph.to_json())
+    schedule = with_waits(again, [0] * 4, range(4))
+    plan = plan_memory(again, schedule)
+    assert plan == plan_memory(graph, schedule)
+    assert plan.releases == ((), (), ("a",), ("b",))
+    verify_memory(again, schedule, plan_memory(graph, schedule))
+
+
+def test_what_is_returned_and_owned_by_the_caller_is_not_dropped_either() -> None:
+    """Claim: no drop of a buffer that is returned or that somebody else allocates, least of all of one that is both."""
+    graph = graph_of(("", "a"), ("a", "b"), ("b", "c"), outputs=["a"], buffers=[Buffer("a", "intermediate", None)])
+    assert plan_memory(graph, with_waits(graph, [0] * 3, range(3)), exclude=["a"]).releases == ((), (), ())
+
+
+def test_of_two_gaps_alike_the_lower_is_taken() -> None:
+    """Claim: one graph and schedule make one plan: where two gaps are equally tight, the lower is filled."""
+    buffers = [Buffer(name, "intermediate", 1024, planned=True) for name in "abcd"]
+    buffers += [Buffer("z", "intermediate", 512, planned=True), Buffer("x", "input", 0), Buffer("y", "input", 0)]
+    graph = graph_of(("", "a b c d"), ("a c", "x"), ("x", "z"), ("b d z", "y"), buffers=buffers)
+    plan = plan_memory(graph, with_waits(graph, [0] * 4, range(4)))
+    assert {p.buffer: p.offset for p in plan.placements} == {"a": 0, "b": 1024, "c": 2048, "d": 3072, "z": 0}
