@@ -82,7 +82,7 @@ def _table(
             table.add_row("streams", str(plan.schedule.streams))
             table.add_row("waits", str(plan.schedule.wait_count))
             table.add_row("checked", f"schedule and memory, in {plan.verify_seconds * 1e3:.1f} ms")
-            table.add_row("policy", f"{plan.schedule.policy}, launch order {record.options.launch_order}")
+            table.add_row("policy", f"{plan.schedule.policy} (streams/launch order)")
             table.add_row(
                 "memory",
                 f"{plan.memory.arena_bytes / 2**20:.1f} MiB in place of {plan.memory.requested_bytes / 2**20:.1f} MiB",
