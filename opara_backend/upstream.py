@@ -43,22 +43,29 @@ from torch._inductor.utils import IndentedBuffer
 # Seen 2.11, 2.13, 2.15. The graph being lowered. Without it: no buffers, sizes, constants.
 from torch._inductor.virtualized import V
 
+# Seen 2.11, 2.13, 2.15. Tells whether a storage is still held, by a view for instance, after its Python object is gone.
+# Without it an output lent with copy_outputs=False could not be taken back.
+from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage
+
 __all__ = [
     "CustomGraphPass",
     "DeferredLineBase",
     "IndentedBuffer",
     "PythonWrapperCodegen",
     "V",
+    "WeakStorage",
     "WrapperLine",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "compile_fx",
     "compile_fx_inner",
     "counters",
+    "forbid_access",
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
     "list_mode_options",
+    "storage_over",
     "wrapper_codegen_for",
 ]
 
@@ -103,6 +110,24 @@ def clear_cublas_workspaces() -> None:
     Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
     """
     torch._C._cuda_clearCublasWorkspaces()
+
+
+def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:
+    """A storage over memory that somebody else owns and frees.
+
+    Seen 2.11, 2.13, 2.15. Without it outputs that are not copied could not be told from the memory they lie in.
+    """
+    return torch._C._construct_storage_from_data_pointer(address, device, nbytes)
+
+
+def forbid_access(storage: WeakStorage, message: str) -> None:
+    """From now on whoever asks for the data behind `storage` gets a RuntimeError that says `message`.
+
+    Seen 2.11, 2.13, 2.15, in builds with CUDA. Without it an overwritten output reads wrong.
+    """
+    held = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)
+    if held is not None:
+        torch._C._set_storage_data_ptr_access_error_msg(held._cdata, message)
 
 
 def check_inductor_option(key: str, value: Any) -> None:

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from opara_backend.execution import host
-from opara_backend.execution.arguments import OutputSpec, StaticArguments
+from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
 from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.measure import seconds_per_replay
+from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
@@ -42,14 +43,18 @@ SIGHTINGS_KEPT = 1024  # shapes remembered while waiting for their second call
 class _Captured:
     """One captured shape: the graph, the arguments it reads, and how to hand out its outputs."""
 
-    def __init__(self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, copy: bool) -> None:
-        self.graph, self.arguments, self.outputs, self.copy = graph, arguments, outputs, copy
+    def __init__(
+        self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, loans: Loans | None
+    ) -> None:
+        self.graph, self.arguments, self.outputs, self.loans = graph, arguments, outputs, loans
 
     def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
         self.arguments.load(args)
+        if self.loans is not None:
+            self.loans.end()  # only now: an output of the last call may have been an argument of this one
         self.graph.replay()
         self.arguments.store(args)
-        return self.outputs.collect(args, self.copy)
+        return self.outputs.collect(args, self.loans)
 
 
 class CudaLane:
@@ -65,6 +70,7 @@ class CudaLane:
         self._captures_left = CAPTURES_PER_SLOT * runtime.options.max_captures
         self._streams: list[torch.cuda.Stream] = []
         self._pool: Any = None
+        self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
         self._never = self._why_never()
         self._process = os.getpid()
@@ -163,10 +169,14 @@ class CudaLane:
 
     def _run_uncaptured(self, key: Key, graph: KernelGraph, durations: Sequence[float]) -> None:
         """From now on run shape `key` in order; what failed once is not tried again for any new shape."""
-        profile = build_profile(graph, durations, None, None)
-        plan = self.runtime.plan(graph, profile, _in_a_row(graph, profile), captured=False)
-        self._uncaptured[key] = InOrder(self.runtime.program, plan)
         self._never = True
+        try:
+            profile = build_profile(graph, durations, None, None)
+            plan = self.runtime.plan(graph, profile, _in_a_row(graph, profile), captured=False)
+        except Exception as error:  # then without a plan: what works for every program
+            self.runtime.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
+            return
+        self._uncaptured[key] = InOrder(self.runtime.program, plan)
         self.runtime.record.planned(key, plan, captured=False)
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
@@ -176,7 +186,7 @@ class CudaLane:
             profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))
             plan, captured = self._best(key, graph, profile, arguments)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
-        self._captured[key] = _Captured(captured, arguments, outputs, options.copy_outputs)
+        self._captured[key] = _Captured(captured, arguments, outputs, self._loans)
         self._captures_left -= 1
         self.runtime.record.planned(key, plan, captured=True)
         if len(self._captured) > options.max_captures:
@@ -204,6 +214,8 @@ class CudaLane:
         return tried[best]
 
     def _evict(self, key: Key) -> None:
+        if self._loans is not None:
+            self._loans.end()
         self._captured.pop(key).graph.reset()
         self.runtime.record.forget(key)
 

@@ -44,6 +44,12 @@ class GraphRecord:
     replays: int = 0
     other_calls: int = 0
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the calls so far that a captured graph served, 0 to 1; 0 before the first call."""
+        calls = self.replays + self.other_calls
+        return self.replays / calls if calls else 0.0
+
     def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
         """Note how shape `key` runs from now on."""
         log.info(

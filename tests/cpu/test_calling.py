@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling import policies
 from opara_backend.scheduling.schedule import Schedule
-from tests.cpu.arguments import normal, one, two
+from tests.arguments import normal, one, two
 
 Agree = Callable[..., list[GraphRecord]]
 

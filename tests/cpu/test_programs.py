@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opara_backend.report.record import GraphRecord, collect
-from tests.cpu.arguments import Args, integers, normal, one, rows_of, two
+from tests.arguments import Args, integers, normal, one, rows_of, two
 
 Agree = Callable[..., list[GraphRecord]]
 

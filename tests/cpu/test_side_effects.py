@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
 
 from opara_backend.report.record import GraphRecord, collect
-from tests.cpu.arguments import Args, normal, one, two
+from tests.arguments import Args, normal, one, two
 
 Agree = Callable[..., list[GraphRecord]]
 

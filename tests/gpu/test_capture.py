@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
-import threading
 from typing import Any
 
 import networkx
@@ -167,29 +166,6 @@ def test_fallback_random_draws_what_eager_draws() -> None:
             torch.testing.assert_close(result, draw(t))
 
 
-def test_calls_on_different_streams_and_threads(model: nn.Module, x: Tensor) -> None:
-    failures: list[str] = []
-
-    def work(index: int) -> None:
-        stream = torch.cuda.Stream()
-        with torch.inference_mode(), torch.cuda.stream(stream):
-            for step in range(50):
-                given = x + index + 0.01 * step
-                if not torch.allclose(call(given), model(given), rtol=1e-3, atol=1e-4):
-                    failures.append(f"thread {index}, call {step}")
-
-    with torch.inference_mode():
-        call = torch.compile(model, backend="opara")
-        call(x)
-        torch.cuda.synchronize()
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
-
-
 def test_deleting_the_model_frees_its_memory() -> None:
     def once() -> None:
         model = Branches(size=1024).cuda().eval()
@@ -250,17 +226,6 @@ def test_a_failure_steps_down_and_leaves_nothing_behind(
     assert not records[0].fallbacks
 
 
-def test_a_cpu_kernel_in_the_graph_is_run_uncaptured(x: Tensor) -> None:
-    def mixed(t: Tensor) -> Tensor:
-        return (t.cpu().sin() * 2).cuda() + t.cos()
-
-    with torch.inference_mode(), collect() as records:
-        call = torch.compile(mixed, backend="opara")
-        for _ in range(3):
-            torch.testing.assert_close(call(x), mixed(x))
-    assert [f.reason for r in records for f in r.fallbacks] == [FallbackReason.HOST_KERNEL]
-
-
 def _call_in_child(call: Any, x: Tensor, told: Any) -> None:
     try:
         with torch.inference_mode():
@@ -281,16 +246,3 @@ def test_a_forked_process_gets_an_error_not_a_hang(model: nn.Module, x: Tensor) 
     assert not child.is_alive()
     assert heard.poll(1)
     assert "fork" in heard.recv()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_a_device_other_than_the_current_one() -> None:
-    model, x = Branches().to("cuda:1").eval(), torch.randn(8, 256, device="cuda:1")
-    with torch.inference_mode(), collect() as records:
-        call = torch.compile(model, backend="opara")
-        for _ in range(3):
-            found = call(x)
-            assert found.device == torch.device("cuda:1")
-            torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)
-    assert not records[0].fallbacks
-    assert torch.cuda.current_device() == 0

@@ -1,4 +1,7 @@
-"""What the programs under test are called with: other values in every call, the same ones for the same number."""
+"""What the programs under test are called with: other values in every call, the same ones for the same number.
+
+Numbers are drawn on the CPU and moved to the default device, so that every device sees the same.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,14 @@ Args = tuple[Any, ...]
 
 def normal(call: int, *shape: int) -> Tensor:
     """Standard normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(call))
+    drawn = torch.randn(shape, generator=torch.Generator("cpu").manual_seed(call), device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def integers(call: int, high: int, *shape: int) -> Tensor:
     """Numbers from 0 to `high - 1`."""
-    return torch.randint(high, shape, generator=torch.Generator().manual_seed(call))
+    drawn = torch.randint(high, shape, generator=torch.Generator("cpu").manual_seed(call), device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def one(*shape: int) -> Callable[[int], Args]:

@@ -1,0 +1,145 @@
+"""Outputs out of a captured graph: copies that belong to the caller, or loans that end with the next call.
+
+Takes: what the program returned during capture. Gives: what to return after each replay.
+Must not change: what aliases what. An output that is an argument comes back as that argument, views of one buffer
+share memory.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from opara_backend import upstream
+from opara_backend.execution.arguments import StaticArguments, flat_view
+from opara_backend.execution.program import Program
+from opara_backend.kernel_graph import KernelGraph
+
+OVERWRITTEN = (
+    "this output of a compiled model has been overwritten by a later call: the model was compiled with "
+    'options={"copy_outputs": False}, which lends outputs only until the next call. '
+    "Use it before that, clone() it, or leave copy_outputs at True"
+)
+
+
+class Loans:
+    """Outputs lent until the next call: whoever reads one later gets an error instead of another call's values."""
+
+    def __init__(self) -> None:
+        self._lent: list[upstream.WeakStorage] = []
+
+    def lend(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The same memory behind new storages, which can be taken back."""
+        found = []
+        for source in sources:
+            memory = source.untyped_storage()
+            storage = upstream.storage_over(memory.data_ptr(), source.device, memory.nbytes())
+            self._lent.append(upstream.WeakStorage(storage))
+            empty = torch.empty(0, dtype=source.dtype, device=source.device)
+            found.append(empty.set_(storage, source.storage_offset(), source.size(), source.stride()))
+        return found
+
+    def end(self) -> None:
+        """Take back what is lent: the memory is about to be written, or to be freed."""
+        lent, self._lent = self._lent, []
+        for storage in lent:
+            upstream.forbid_access(storage, OVERWRITTEN)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():
+            self.end()
+
+
+@dataclass(frozen=True)
+class _View:
+    """An output as a view of something: `source` counts groups of outputs or arguments; `offset` in elements."""
+
+    source: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    def over(self, base: torch.Tensor) -> torch.Tensor:
+        """This view of `base`, a tensor of the same type, or a stretch of bytes."""
+        typed = base if base.dtype == self.dtype else base.view(self.dtype)
+        return typed.as_strided(self.size, self.stride, typed.storage_offset() + self.offset)
+
+
+class OutputSpec:
+    """How to give the caller outputs of its own: aliases stay aliases, everything else is copied once.
+
+    Outputs belong together if they live in the same buffer: the arena is one storage for all buffers, so storages do
+    not tell.
+    """
+
+    def __init__(self, program: Program, graph: KernelGraph, outputs: Sequence[Any], static: StaticArguments) -> None:
+        kinds = {b.name: b.kind for b in graph.buffers}
+        position = {name: i for i, name in enumerate(program.inputs)}
+        self._recipe: list[tuple[str, Any]] = []
+        self._sources: list[torch.Tensor] = []
+        groups: dict[tuple[str, int], list[torch.Tensor]] = {}
+        for value, root in zip(outputs, graph.outputs, strict=True):
+            if isinstance(value, torch.Tensor) and root is not None and kinds[root] == "intermediate":
+                groups.setdefault((root, value.untyped_storage().data_ptr()), []).append(value)
+        number = {key: index for index, key in enumerate(groups)}
+        self._sources = [_cover(sharing) for sharing in groups.values()]
+        for value, root in zip(outputs, graph.outputs, strict=True):
+            if not isinstance(value, torch.Tensor) or root is None or kinds[root] not in ("intermediate", "input"):
+                self._recipe.append(("value", value))
+            elif kinds[root] == "intermediate":
+                index = number[root, value.untyped_storage().data_ptr()]
+                view = _view(index, value, self._sources[index])
+                whole = value.size() == self._sources[index].size() and value.stride() == self._sources[index].stride()
+                self._recipe.append(("whole" if whole and not view.offset else "part", view))
+            elif static.is_copied(position[root]):
+                self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
+            else:
+                self._recipe.append(("value", value))
+
+    def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
+        """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""
+        owned = self._sources
+        if loans is not None:
+            owned = loans.lend(owned)
+        elif owned:
+            owned = [torch.empty_strided(s.size(), s.stride(), dtype=s.dtype, device=s.device) for s in owned]
+            torch._foreach_copy_(owned, self._sources)
+        found = []
+        for kind, recipe in self._recipe:
+            if kind == "value":
+                found.append(recipe)
+            elif kind == "whole":
+                found.append(owned[recipe.source])
+            else:
+                found.append(recipe.over(owned[recipe.source] if kind == "part" else args[recipe.source]))
+        return tuple(found)
+
+
+def _view(source: int, value: torch.Tensor, base: torch.Tensor) -> _View:
+    start = value.storage_offset() * value.itemsize - base.storage_offset() * base.itemsize
+    return _View(source, tuple(value.size()), tuple(value.stride()), start // value.itemsize, value.dtype)
+
+
+def _cover(sharing: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One tensor over the memory of all of `sharing`, each element once: the only one itself, or a stretch of bytes."""
+    first = sharing[0]
+    if all(o is first for o in sharing):
+        return flat_view(first)
+    start = min(o.storage_offset() * o.itemsize for o in sharing)
+    start -= start % max(o.itemsize for o in sharing)
+    end = max(_end(o) for o in sharing)
+    as_bytes = torch.empty(0, dtype=torch.uint8, device=first.device)
+    return as_bytes.set_(first.untyped_storage(), start, (end - start,), (1,))
+
+
+def _end(tensor: torch.Tensor) -> int:
+    """Byte of the storage behind the last element."""
+    if tensor.numel() == 0:
+        return int(tensor.storage_offset()) * tensor.itemsize
+    last = sum((s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True))
+    return (int(tensor.storage_offset()) + last + 1) * tensor.itemsize

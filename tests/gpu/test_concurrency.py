@@ -1,0 +1,129 @@
+"""Callers that do not wait for each other: threads, streams, event loops, other models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_backend.report.record import collect
+
+THREADS, CALLS = 16, 1000
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([chain(x + i) for i, chain in enumerate(self.chains)], 1).softmax(1)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return Model().cuda().eval()
+
+
+def wrong(found: Tensor, expected: Tensor) -> Tensor:
+    """Number of elements off, without waiting for the GPU."""
+    return ((found - expected).abs() > 1e-4).sum()
+
+
+@pytest.mark.parametrize("copy_inputs", [True, False], ids=["own inputs", "one input"])
+def test_sixteen_threads_with_streams_of_their_own(model: nn.Module, copy_inputs: bool) -> None:
+    """Results are checked on each thread's stream, so that nothing but the backend orders the calls."""
+    errors: list[str] = []
+    start = threading.Barrier(THREADS)
+    shared = torch.randn(8, 32, device="cuda")
+
+    def work(index: int) -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                inputs = [torch.randn(8, 32, device="cuda") if copy_inputs else shared for _ in range(4)]
+                expected = [model(x) for x in inputs]
+                off = torch.zeros((), dtype=torch.int64, device="cuda")
+                start.wait()
+                for step in range(CALLS):
+                    off += wrong(call(inputs[step % 4]), expected[step % 4])
+                if int(off):
+                    errors.append(f"thread {index}: {int(off)} elements off")
+        except BaseException as error:
+            errors.append(f"thread {index}: {error!r}")
+
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        call(shared)
+    torch.cuda.synchronize()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert records[0].replays == THREADS * CALLS
+
+
+def test_the_first_call_comes_from_many_threads_at_once(model: nn.Module) -> None:
+    x = torch.randn(8, 32, device="cuda")
+    expected = model(x)
+    call = torch.compile(model, backend="opara")
+    start = threading.Barrier(8)
+
+    def first(_: int) -> bool:
+        with torch.inference_mode():
+            start.wait()
+            return all(torch.allclose(call(x), expected, rtol=1e-3, atol=1e-4) for _ in range(3))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(first, range(8)))
+
+
+def test_a_call_waits_for_the_one_before_on_another_stream(model: nn.Module) -> None:
+    """Both read the same static input: the second may not overwrite it while the first still waits for the GPU."""
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        a, b = torch.randn(8, 32, device="cuda"), torch.randn(8, 32, device="cuda")
+        call(a)
+        torch.cuda.synchronize()
+        one, two = torch.cuda.Stream(), torch.cuda.Stream()
+        for _ in range(20):
+            with torch.cuda.stream(one):
+                torch.cuda._sleep(2_000_000)  # about a millisecond
+                first = call(a)
+            with torch.cuda.stream(two):
+                second = call(b)
+            torch.cuda.synchronize()
+            torch.testing.assert_close(first, model(a), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(second, model(b), rtol=1e-3, atol=1e-4)
+
+
+def test_two_models_by_turns() -> None:
+    models = [Model().cuda().eval() for _ in range(2)]
+    with torch.inference_mode():
+        calls = [torch.compile(m, backend="opara") for m in models]
+        outputs = []
+        for step in range(40):
+            x = torch.randn(8, 32, device="cuda")
+            outputs.append((calls[step % 2](x), models[step % 2](x)))
+    for found, expected in outputs:
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_event_loop_with_a_thread_pool(model: nn.Module) -> None:
+    call = torch.compile(model, backend="opara")
+
+    def infer(x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return call(x)
+
+    async def serve(inputs: list[Tensor]) -> list[Tensor]:
+        return await asyncio.gather(*(asyncio.to_thread(infer, x) for x in inputs))
+
+    inputs = [torch.randn(8, 32, device="cuda") for _ in range(200)]
+    for x, found in zip(inputs, asyncio.run(serve(inputs)), strict=True):
+        torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)

@@ -1,0 +1,159 @@
+"""What is left of a compiled model: nothing once it is gone, and nothing of a step that failed."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_backend.execution import cuda_graph, host, lane
+from opara_backend.execution.runtime import Runtime
+from opara_backend.fallback import FallbackReason
+from opara_backend.report.record import collect
+
+
+class Branches(nn.Module):
+    def __init__(self, size: int = 512) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([chain(x + i) for i, chain in enumerate(self.chains)], 1).softmax(1)
+
+
+def settled() -> tuple[int, int]:
+    """Bytes reserved and allocated once everything that can be freed is."""
+    torch._dynamo.reset()
+    gc.collect()
+    torch.cuda.synchronize()
+    torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+    stats = torch.cuda.memory_stats()
+    return stats["reserved_bytes.all.current"], stats["allocated_bytes.all.current"]
+
+
+def use(calls: int = 3, **options: Any) -> None:
+    """Compile, call and drop a model; its results are checked."""
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara", options=options)
+        for _ in range(calls):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_fifty_models_come_and_go() -> None:
+    use()
+    before = settled()
+    for _ in range(50):
+        use(candidates=2, search_seconds=0.0)
+        torch._dynamo.reset()
+    assert settled() <= before
+
+
+def test_the_model_is_freed_with_its_captures() -> None:
+    use()
+    before = settled()
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        for _ in range(3):
+            call(x)
+    del call, model, x
+    assert settled() <= before
+
+
+def test_reset_then_call_again() -> None:
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        for _ in range(3):
+            for _ in range(3):
+                torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+            torch._dynamo.reset()
+    assert len(records) == 3
+    assert all(r.replays == 2 and not r.fallbacks for r in records)
+
+
+def failing(original: Callable[..., Any], late: bool) -> Callable[..., Any]:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        if late:
+            original(*args, **kwargs)
+        raise RuntimeError("injected")
+
+    return fail
+
+
+STEPS: dict[str, tuple[Any, str]] = {
+    "static arguments": (lane, "StaticArguments"),
+    "profile": (lane, "profile_on_cuda"),
+    "schedules": (Runtime, "schedules"),
+    "plan": (Runtime, "plan"),
+    "launches": (cuda_graph, "_launch_all"),
+    "instantiation": (torch.cuda.CUDAGraph, "instantiate"),
+    "search": (lane, "seconds_per_replay"),
+    "outputs": (lane, "OutputSpec"),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fault_at_each_step(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step: str, late: bool
+) -> None:
+    """Every call gives eager's result, the step down is counted once, and nothing is left behind."""
+    use()
+    before = settled()
+    torch._dynamo.utils.counters.clear()
+    owner, name = STEPS[step]
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), late))
+    use()
+    assert not torch.cuda.is_current_stream_capturing()
+    assert torch._dynamo.utils.counters["opara"][FallbackReason.CAPTURE_FAILED.value] == 1
+    torch.randn(4, device="cuda")  # the generator is not stuck in capture
+    monkeypatch.undo()
+    caplog.clear()  # it keeps tracebacks, and with them what their frames hold
+    assert settled() <= before
+    torch._dynamo.utils.counters.clear()
+    use()
+    assert not torch._dynamo.utils.counters["opara"]
+    assert settled() <= before
+
+
+def test_a_fault_in_the_first_run_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain run is the call itself: its error is the user's to see, and the next call starts over."""
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        with monkeypatch.context() as patched:
+            patched.setattr(host, "observe", failing(host.observe, late=True))
+            with pytest.raises(RuntimeError, match="injected"):
+                call(x)
+        for _ in range(3):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    assert records[0].replays == 2
+    assert not records[0].fallbacks
+
+
+def test_interrupted_in_mid_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is passed on, and the model is captured by the next call."""
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    original = cuda_graph._launch_all
+
+    def interrupted(*args: Any) -> Any:
+        original(*args)
+        raise KeyboardInterrupt
+
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara")
+        with monkeypatch.context() as patched:
+            patched.setattr(cuda_graph, "_launch_all", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call(x)
+        assert not torch.cuda.is_current_stream_capturing()
+        for _ in range(3):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    assert records[0].replays == 2
