@@ -117,7 +117,8 @@ def storage_over(address: int, device: torch.device, nbytes: int) -> torch.Untyp
 
     Seen 2.11, 2.13, 2.15. Without it outputs that are not copied could not be told from the memory they lie in.
     """
-    return torch._C._construct_storage_from_data_pointer(address, device, nbytes)
+    storage: Any = torch._C._construct_storage_from_data_pointer(address, device, nbytes)
+    return storage
 
 
 def forbid_access(storage: WeakStorage, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from opara_backend import upstream
 from opara_backend.execution.program import Program
 from opara_backend.kernel_graph import KernelGraph
 
@@ -44,6 +45,7 @@ class StaticArguments:
         written = {name for kernel in graph.kernels for name in kernel.writes}
         self.values: list[Any] = list(args)
         self._addresses: list[tuple[int, int]] = []
+        self._memory: list[upstream.WeakStorage] = []
         self._copied: list[int] = []
         self._written_back: list[int] = []
         static = set(program.static_inputs)
@@ -52,6 +54,7 @@ class StaticArguments:
                 continue
             if position in static:
                 self._addresses.append((position, value.data_ptr()))
+                self._memory.append(upstream.WeakStorage(value.untyped_storage()))
                 continue
             own = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
             flat_view(own).copy_(flat_view(value))
@@ -61,13 +64,18 @@ class StaticArguments:
                 self._written_back.append(position)
         self._targets = [flat_view(self.values[p]) for p in self._copied]
 
-    def is_copied(self, position: int) -> bool:
-        """True if the graph reads argument `position` from memory of our own."""
-        return position in self._copied
-
     def accept(self, args: Sequence[Any]) -> bool:
         """True if every static argument still lives where the graph was captured to look for it."""
         return all(args[position].data_ptr() == address for position, address in self._addresses)
+
+    def expired(self) -> bool:
+        """True if a static argument's memory has been freed: whatever lies there now is another tensor."""
+        return any(memory.expired() for memory in self._memory)
+
+    def let_go(self) -> None:
+        """Keep static arguments alive no longer: capture is over, and only their addresses count."""
+        for position, _ in self._addresses:
+            self.values[position] = None
 
     def load(self, args: Sequence[Any]) -> None:
         """Copy the other arguments to where the graph reads them, in as few launches as their layouts allow."""

@@ -18,6 +18,7 @@ import torch
 
 from opara_backend.execution import host
 from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
 from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.measure import seconds_per_replay
@@ -36,8 +37,8 @@ if TYPE_CHECKING:
 
 Key = tuple[Any, ...]
 
-CAPTURES_PER_SLOT = 4  # captures a graph may make in all, per one it may keep: beyond that shapes only displace others
 SIGHTINGS_KEPT = 1024  # shapes remembered while waiting for their second call
+DECISIONS_KEPT = 256  # plans remembered of shapes that were captured once
 
 
 class _Captured:
@@ -47,6 +48,7 @@ class _Captured:
         self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, loans: Loans | None
     ) -> None:
         self.graph, self.arguments, self.outputs, self.loans = graph, arguments, outputs, loans
+        self.accepts, self.expired = arguments.accept, arguments.expired
 
     def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
         self.arguments.load(args)
@@ -56,6 +58,12 @@ class _Captured:
         self.arguments.store(args)
         return self.outputs.collect(args, self.loans)
 
+    def reset(self) -> None:
+        """Give the graph's memory back, and take back outputs that lie in it."""
+        if self.loans is not None:
+            self.loans.end()
+        self.graph.reset()
+
 
 class CudaLane:
     """Calls of one Runtime on one CUDA device."""
@@ -64,10 +72,10 @@ class CudaLane:
         self.runtime = runtime
         self.device = torch.device(runtime.graph.device)
         self._lock = threading.RLock()  # an operator may call the compiled model it is part of
-        self._captured: OrderedDict[Key, _Captured] = OrderedDict()
+        self._captures = Captures(runtime.options.max_captures, runtime.record.forget)
+        self._decided: OrderedDict[Key, Plan] = OrderedDict()  # for the same shape at other addresses
         self._uncaptured: dict[Key, InOrder] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()
-        self._captures_left = CAPTURES_PER_SLOT * runtime.options.max_captures
         self._streams: list[torch.cuda.Stream] = []
         self._pool: Any = None
         self._loans = None if runtime.options.copy_outputs else Loans()
@@ -85,13 +93,11 @@ class CudaLane:
             if torch.cuda.is_current_stream_capturing():  # somebody else's capture takes the kernels one by one
                 return host.run_unplanned(self.runtime.program, args)
             self._follow_last_call()
-            captured = self._captured.get(key)
+            captured = self._captures.find(key, args)
             if captured is not None:
-                if captured.arguments.accept(args):
-                    self._captured.move_to_end(key)
-                    self.runtime.record.replays += 1
-                    return captured(args)
-                self._evict(key)  # a parameter moved: capture again, at its new address
+                self.runtime.record.replays += 1
+                outputs: tuple[Any, ...] = captured(args)
+                return outputs
             self.runtime.record.other_calls += 1
             if key in self._uncaptured:
                 return self._uncaptured[key](args)
@@ -102,12 +108,12 @@ class CudaLane:
     def _worth_capturing(self, key: Key) -> bool:
         """True for the shape of a static graph, and for a dynamic shape from its second call on.
 
-        A shape seen once may never come back, and a capture costs as much as hundreds of calls. Once the captures
-        of this graph are used up, shapes that have no graph stay without one, so that a server settles.
+        A shape seen once may never come back, and a capture costs as much as hundreds of calls. Where captures do
+        not pay for themselves, shapes that have no graph stay without one, so that a server settles.
         """
         if self._never:
             return False
-        if not self._captures_left:
+        if not self._captures.may_make_another():
             if not self.runtime.record.fell_back(FallbackReason.CAPTURE_LIMIT):
                 limit = self.runtime.options.max_captures
                 self.runtime.step_down(FallbackReason.CAPTURE_LIMIT, f"more shapes or moving parameters than {limit}")
@@ -180,17 +186,25 @@ class CudaLane:
         self.runtime.record.planned(key, plan, captured=False)
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
-        program, options = self.runtime.program, self.runtime.options
+        program = self.runtime.program
+        self._captures.make_room()
         arguments = StaticArguments(program, graph, args)
-        with self._state_kept(arguments.written_static(program, graph), graph):
-            profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))
-            plan, captured = self._best(key, graph, profile, arguments)
+        plan = self._decided.get(key)
+        if plan is not None:  # nothing to find out: the same kernels, read from other addresses
+            streams = self._streams_for(plan.schedule.streams)
+            captured = capture(program, plan, arguments.values, streams, self._memory_pool())
+        else:
+            with self._state_kept(arguments.written_static(program, graph), graph):
+                profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))
+                plan, captured = self._best(key, graph, profile, arguments)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
-        self._captured[key] = _Captured(captured, arguments, outputs, self._loans)
-        self._captures_left -= 1
+        arguments.let_go()
+        self._captures.add(key, _Captured(captured, arguments, outputs, self._loans))
+        self._decided[key] = plan
+        self._decided.move_to_end(key)
+        if len(self._decided) > DECISIONS_KEPT:
+            self._decided.popitem(last=False)
         self.runtime.record.planned(key, plan, captured=True)
-        if len(self._captured) > options.max_captures:
-            self._evict(next(iter(self._captured)))
 
     def _best(
         self, key: Key, graph: KernelGraph, profile: Profile, arguments: StaticArguments
@@ -212,12 +226,6 @@ class CudaLane:
             if index != best:
                 captured.reset()
         return tried[best]
-
-    def _evict(self, key: Key) -> None:
-        if self._loans is not None:
-            self._loans.end()
-        self._captured.pop(key).graph.reset()
-        self.runtime.record.forget(key)
 
     def _probed(self, graph: KernelGraph, arguments: StaticArguments, probe: Probe | None) -> CapturedGraph:
         """The program on one stream, with `probe` between its kernels if there is one."""
@@ -247,14 +255,13 @@ class CudaLane:
 
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""
-        if not self._captured:
+        if not len(self._captures):
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
 
     def release(self) -> None:
         """Give back all captured graphs and their memory."""
-        for key in list(self._captured):
-            self._evict(key)
+        self._captures.clear()
 
 
 def _in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:

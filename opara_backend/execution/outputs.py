@@ -96,10 +96,8 @@ class OutputSpec:
                 view = _view(index, value, self._sources[index])
                 whole = value.size() == self._sources[index].size() and value.stride() == self._sources[index].stride()
                 self._recipe.append(("whole" if whole and not view.offset else "part", view))
-            elif static.is_copied(position[root]):
-                self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
             else:
-                self._recipe.append(("value", value))
+                self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
 
     def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
         """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""

@@ -133,3 +133,33 @@ def test_a_model_that_visits_the_cpu_is_captured_again() -> None:
             for _ in range(3):
                 torch.testing.assert_close(call(given), model(given), rtol=1e-3, atol=1e-4)
     assert sum(r.replays for r in records if r.graph.device != "cpu") == 2 + 2
+
+
+def test_two_instances_of_a_class_each_keep_a_graph() -> None:
+    """They share compiled code, and each has its parameters elsewhere: called by turns, both are replayed."""
+    models = [Encoder().cuda().eval() for _ in range(2)]
+    with torch.inference_mode(), collect() as records:
+        calls = [torch.compile(m, backend="opara") for m in models]
+        for _ in range(5):
+            for call, model in zip(calls, models, strict=True):
+                torch.testing.assert_close(call(rows(5)), model(rows(5)), rtol=1e-3, atol=1e-4)
+        assert sum(r.replays for r in records) == 8
+        assert sum(r.other_calls for r in records) == 2
+
+
+def test_a_server_that_reloads_its_model_stays_captured() -> None:
+    """Each reload costs one capture, which later calls pay for; memory of the models before is not held."""
+    with torch.inference_mode(), collect() as records:
+        reserved: list[int] = []
+        for _ in range(30):
+            model = Encoder(256).cuda().eval()
+            call = torch.compile(model, backend="opara", options={"max_captures": 2})
+            x = torch.randn(5, 256, device="cuda")
+            for _ in range(100):
+                found = call(x)
+            torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)
+            reserved.append(torch.cuda.memory_allocated())
+            del model, call
+    assert sum(r.replays for r in records) >= 30 * 98
+    assert max(reserved[-10:]) <= max(reserved[:10])
+    assert not any(r.fallbacks for r in records)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from opara_backend.report.record import collect
+
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
 
 
 @triton.jit
