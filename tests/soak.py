@@ -1,0 +1,231 @@
+"""A long run of everything at once: threads, mixed shapes, models that come and go, parameters that change.
+
+`python -m tests.soak --minutes 10 --threads 8 --out FILE` on a machine with a GPU. Every result is checked against
+eager; memory is sampled and must be flat over the second half. Exit code 1 if anything was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import contextvars
+import gc
+import json
+import logging
+import random
+import sys
+import threading
+import time
+import traceback
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from opara_backend import __version__
+from opara_backend.report.record import GraphRecord, collect
+
+SIZE = 64
+RELOAD, UPDATE = 1 / 400, 1 / 100  # of a thread's turns
+
+
+class Branches(nn.Module):
+    """Four branches over rows, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chains = nn.ModuleList(nn.Sequential(nn.Linear(SIZE, SIZE), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([chain(x + i) for i, chain in enumerate(self.chains)], 1).softmax(1)
+
+
+class Attention(nn.Module):
+    """Self-attention over rows, and a branch beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.beside = nn.Linear(SIZE, 3 * SIZE), nn.Linear(SIZE, SIZE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unsqueeze(0).chunk(3, dim=-1)
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).squeeze(0)
+        return attended + self.beside(x).relu() @ self.beside.weight
+
+
+class Convolutions(nn.Module):
+    """Two branches of convolutions over rows, which are channels here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv1d(SIZE, SIZE, 1), nn.Conv1d(SIZE, SIZE, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.t().unsqueeze(0)
+        return torch.cat([self.left(rows).relu(), self.right(rows).tanh()], 1).sum(2).squeeze(0)
+
+
+class Service:
+    """A compiled model that many threads call, one may update, and one may replace."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        self._make = make
+        self._changed = threading.Condition()
+        self._callers = 0
+        self.replace()
+
+    def replace(self) -> None:
+        """A new model, compiled anew; the old one is dropped."""
+        self.model = _with_own_code(self._make()).cuda().eval()
+        self.call = torch.compile(self.model, backend="opara", dynamic=True, options={"max_captures": 4})
+
+    def update(self, draw: random.Random) -> None:
+        """Change all parameters, in place or by new memory."""
+        moves = draw.random() < 0.5
+        for parameter in self.model.parameters():
+            new = parameter.data * draw.uniform(0.9, 1.1)
+            if moves:
+                parameter.data = new
+            else:
+                parameter.data.copy_(new)
+
+    @contextlib.contextmanager
+    def calling(self) -> Iterator[None]:
+        """Together with other callers, but not while the model changes."""
+        with self._changed:
+            self._callers += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._callers -= 1
+                self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """When nobody calls; the GPU has finished before and after, as callers use streams of their own."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._callers)
+            torch.cuda.synchronize()
+            yield
+            torch.cuda.synchronize()
+
+
+def _with_own_code(model: nn.Module) -> nn.Module:
+    """`model`, of a class whose code nobody shares: it is compiled for itself, and its graphs go when it goes."""
+    shared = type(model).forward
+    own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+    model.__class__ = type(type(model).__name__, (type(model),), {"forward": own})
+    return model
+
+
+def turns(services: list[Service], seed: int, until: float, done: Counter[str], errors: list[str]) -> None:
+    """One thread: calls, and now and then an update or a new model, until the time is over."""
+    draw = random.Random(seed)
+    with torch.inference_mode(False), torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+        while time.monotonic() < until and not errors:
+            service = draw.choice(services)
+            chance = draw.random()
+            try:
+                if chance < RELOAD:
+                    with service.alone():
+                        service.replace()
+                    done["models compiled"] += 1
+                elif chance < RELOAD + UPDATE:
+                    with service.alone():
+                        service.update(draw)
+                    done["parameters updated"] += 1
+                else:
+                    # Mostly a few shapes, which are captured; sometimes one of many, which displace each other.
+                    rows = draw.choice((1, 8, 16)) if draw.random() < 0.9 else draw.randint(2, 96)
+                    x = torch.randn(rows, SIZE, device="cuda")
+                    with service.calling():
+                        found, expected = service.call(x), service.model(x)
+                        off = float((found - expected).abs().max())
+                    done["calls"] += 1
+                    if not off <= 1e-3:
+                        errors.append(f"thread {seed}: {type(service.model).__name__}, {rows} rows: off by {off}")
+            except Exception:
+                errors.append(f"thread {seed}: {traceback.format_exc()}")
+
+
+def flat(samples: list[int]) -> bool:
+    """True if the second half never needs more than the first, but for one allocator block in fifty."""
+    half = len(samples) // 2
+    return not samples or max(samples[half:]) <= 1.02 * max(samples[:half])
+
+
+def soak(minutes: float, threads: int) -> dict[str, Any]:
+    """Run it, and say what happened."""
+    done: Counter[str] = Counter()
+    errors: list[str] = []
+    reserved: list[int] = []
+    with collect() as records:
+        services = [Service(make) for make in (Branches, Attention, Convolutions) for _ in range(2)]
+        started = time.monotonic()
+        until = started + 60 * minutes
+        running = [
+            threading.Thread(target=contextvars.copy_context().run, args=(turns, services, seed, until, done, errors))
+            for seed in range(threads)
+        ]
+        for thread in running:
+            thread.start()
+        with Progress(disable=not sys.stderr.isatty()) as progress:
+            task = progress.add_task("soak", total=60 * minutes)
+            while any(thread.is_alive() for thread in running):
+                time.sleep(min(5.0, minutes * 60 / 20))
+                reserved.append(torch.cuda.memory_reserved())
+                progress.update(task, completed=time.monotonic() - started, description=f"{done['calls']} calls")
+        for thread in running:
+            thread.join()
+    return {
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "threads": threads,
+        "done": dict(sorted(done.items())),
+        "replays": sum(r.replays for r in _all(records)),
+        "other_calls": sum(r.other_calls for r in _all(records)),
+        "fallbacks": dict(Counter(step.reason.value for r in _all(records) for step in r.fallbacks)),
+        "reserved_bytes": reserved,
+        "memory_flat": flat(reserved),
+        "errors": errors[:20],
+    }
+
+
+def _all(records: list[GraphRecord]) -> list[GraphRecord]:
+    return list({id(r): r for r in records}.values())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--commit", default="", help="commit the code is at, for the record")
+    parser.add_argument("--out", type=Path, help="where to write the result as JSON")
+    chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("the soak needs a GPU")
+    logging.basicConfig(level=logging.ERROR)
+    found = {
+        "schema": "opara.soak/1",
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "opara": __version__,
+        "commit": chosen.commit,
+        "command": f"python -m tests.soak --minutes {chosen.minutes:g} --threads {chosen.threads}",
+        **soak(chosen.minutes, chosen.threads),
+    }
+    text = json.dumps(found, indent=1)
+    if chosen.out:
+        chosen.out.write_text(text + "\n")
+    print(text)
+    gc.collect()
+    return int(bool(found["errors"]) or not found["memory_flat"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
