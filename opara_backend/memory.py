@@ -47,6 +47,30 @@ class MemoryPlan:
         return sum(p.nbytes for p in self.placements)
 
 
+@dataclass(frozen=True)
+class Lifetimes:
+    """Per kernel in program order, the buffers it is the first to touch, and those it is the last to touch.
+
+    Only buffers that come and go are listed: no inputs, constants, outputs, nor what no kernel touches.
+    """
+
+    begin: tuple[tuple[str, ...], ...]
+    end: tuple[tuple[str, ...], ...]
+
+
+def lifetimes(graph: KernelGraph) -> Lifetimes:
+    """When each buffer is needed if kernels run in program order; sizes need not be known."""
+    begin: list[list[str]] = [[] for _ in graph.kernels]
+    end: list[list[str]] = [[] for _ in graph.kernels]
+    accesses, kept = _accesses(graph), _with_wholes(graph, graph.outputs)
+    for buffer in graph.buffers:
+        touched = accesses.get(buffer.name)
+        if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
+            begin[(touched & -touched).bit_length() - 1].append(buffer.name)
+            end[touched.bit_length() - 1].append(buffer.name)
+    return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
+
+
 def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
     """Place every planned buffer of known size, largest first, each in the tightest gap that is free for its life.
 

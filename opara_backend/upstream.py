@@ -55,6 +55,7 @@ __all__ = [
     "V",
     "WeakStorage",
     "WrapperLine",
+    "abandon_pool",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "compile_fx",
@@ -129,6 +130,17 @@ def forbid_access(storage: WeakStorage, message: str) -> None:
     held = torch.UntypedStorage._new_with_weak_ptr(storage.cdata)
     if held is not None:
         torch._C._set_storage_data_ptr_access_error_msg(held._cdata, message)
+
+
+def abandon_pool(device: torch.device, pool: tuple[int, int]) -> None:
+    """End a failed capture's claim on memory pool `pool`, which `CUDAGraph.reset` gives back only after a success.
+
+    Seen 2.11, 2.13, 2.15. Without it what a failed capture allocated is never freed (pytorch#190348).
+    """
+    index = torch.cuda.current_device() if device.index is None else device.index
+    for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with contextlib.suppress(RuntimeError):  # it failed further on, when the first was done
+            end(index, pool)
 
 
 def check_inductor_option(key: str, value: Any) -> None:

@@ -108,12 +108,14 @@ class Service:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """When nobody calls; the GPU has finished before and after, as callers use streams of their own."""
+        """When nobody calls. Callers look at their results, so the GPU has finished with theirs.
+
+        Not `torch.cuda.synchronize()`, which CUDA refuses while another thread captures.
+        """
         with self._changed:
             self._changed.wait_for(lambda: not self._callers)
-            torch.cuda.synchronize()
             yield
-            torch.cuda.synchronize()
+            torch.cuda.current_stream().synchronize()
 
 
 def _with_own_code(model: nn.Module) -> nn.Module:

@@ -7,13 +7,18 @@ and the graph's memory given back.
 How a stream becomes a branch: kernels are launched in the schedule's order, each on its stream, which first waits
 for the events of the kernels in `waits`; all streams start from one event and join in the end. Library workspaces
 (cuBLAS keeps one per stream) are allocated inside the capture and so live as long as the graph (pytorch#193402).
+
+While one thread captures, CUDA lets no other wait for the whole device, which tuning a kernel does; and a capture is
+invalidated by some of what other threads may do. So captures, and runs that may tune kernels, hold `EXCLUSIVE`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +28,14 @@ from opara_backend import upstream
 from opara_backend.execution.host import Arena, Plan
 from opara_backend.execution.program import Activation, Program
 
+log = logging.getLogger(__name__)
+
 Probe = Callable[[int], None]
+
+EXCLUSIVE = threading.RLock()  # taken before any lock of a compiled graph; an operator may call a compiled model
+
+_INVALIDATED = 901  # cudaErrorStreamCaptureInvalidated
+_ATTEMPTS = 3  # at a capture that somebody else invalidates
 
 
 class CapturedGraph:
@@ -34,16 +46,19 @@ class CapturedGraph:
     ) -> None:
         self.graph, self.arena, self.device = graph, arena, device
         self.outputs: tuple[Any, ...] | None = outputs
+        self._stream: torch.cuda.Stream | None = None
 
-    def replay(self) -> None:
-        """Queue one run on the current stream."""
+    def replay(self, stream: torch.cuda.Stream | None = None) -> None:
+        """Queue one run on the current stream, which is `stream` if the caller knows it."""
+        self._stream = stream or torch.cuda.current_stream(self.device)
         self.graph.replay()
 
     def reset(self) -> None:
         """Give the graph's memory back; the graph cannot be replayed after."""
-        if self.outputs is not None and not torch.cuda.is_current_stream_capturing():
-            torch.cuda.synchronize(self.device)  # a replay under way still works in that memory
-        self.outputs = None
+        if self._stream is not None and not torch.cuda.is_current_stream_capturing():
+            # A replay under way still works in that memory. Not the whole device: another thread may be capturing.
+            self._stream.synchronize()
+        self.outputs = self._stream = None
         self.graph.reset()
 
     def __del__(self) -> None:
@@ -64,10 +79,30 @@ def capture(
     probe: called with a kernel's index before its launch, and with -1 behind the last, on the kernel's stream: for
     events between kernels. All kernels must have run once before, so that nothing is compiled or tuned in capture.
     """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            with EXCLUSIVE:
+                return _capture(program, plan, args, streams, pool, probe)
+        except torch.AcceleratorError as error:
+            if getattr(error, "error_code", None) != _INVALIDATED or attempt == _ATTEMPTS:
+                raise
+            log.info("somebody invalidated a capture; once more")
+            pool = torch.cuda.graph_pool_handle()  # a pool ends with its last graph, which this may have been
+    raise AssertionError("unreachable")
+
+
+def _capture(
+    program: Program,
+    plan: Plan,
+    args: Sequence[Any],
+    streams: Sequence[torch.cuda.Stream],
+    pool: Any,
+    probe: Probe | None,
+) -> CapturedGraph:
     device = torch.device(plan.graph.device)
     with torch.cuda.device(device):
         arena = Arena(plan.memory, plan.graph.device)
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
         upstream.clear_cublas_workspaces()
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         try:
@@ -77,9 +112,9 @@ def capture(
                 try:
                     outputs = _launch_all(program, plan, args, streams, arena, probe)
                 except BaseException:
-                    _leave_capture(graph, streams)
+                    _leave_capture(graph, streams, pool)
                     raise
-                graph.capture_end()
+                _end_capture(graph, device, pool)
             graph.instantiate()
         except BaseException:
             graph.reset()
@@ -89,13 +124,22 @@ def capture(
         return CapturedGraph(graph, outputs, arena, device)
 
 
-def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream]) -> None:
+def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """End a capture; if that fails, end its claim on the memory pool too, which torch keeps then (pytorch#190348)."""
+    try:
+        graph.capture_end()
+    except BaseException:
+        upstream.abandon_pool(device, pool)
+        raise
+
+
+def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream], pool: Any) -> None:
     """End a capture that failed: streams still forked off would make ending it fail too."""
     for stream in streams[1:]:
         with contextlib.suppress(RuntimeError):
             streams[0].wait_stream(stream)
     with contextlib.suppress(RuntimeError):  # what is wrong has been raised already
-        graph.capture_end()
+        _end_capture(graph, streams[0].device, pool)
 
 
 @contextlib.contextmanager

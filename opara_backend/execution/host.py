@@ -7,7 +7,7 @@ Must not change: anything but what the program itself writes. State per call onl
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from opara_backend.execution.program import Activation, Program, fresh
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.memory import MemoryPlan
+from opara_backend.memory import Lifetimes, MemoryPlan
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.schedule import Schedule
 
@@ -65,33 +65,69 @@ def storage_bytes(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
     return (1 + sum((s - 1) * t for s, t in zip(size, stride, strict=True))) * dtype.itemsize
 
 
-def observe(program: Program, args: Sequence[Any]) -> Observed:
-    """Run once in program order, every buffer on its own: a plain run whose sizes and times are written down."""
-    nbytes: dict[str, int] = {}
+class _OnDemand:
+    """Memory for a plain run: buffers are there from the first kernel that touches them to the last.
 
-    def alloc(name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str) -> torch.Tensor:
-        nbytes[name] = storage_bytes(size, stride, dtype)
-        return fresh(name, size, stride, dtype, device)
+    A program allocates all its buffers before its first kernel runs, because sizes are known then. Their storages are
+    emptied at once and filled when needed, as an allocator would have it if they were allocated one by one.
+    """
 
-    activation = Activation(program, args, alloc)
+    def __init__(self, lives: Lifetimes | None) -> None:
+        self.lives = lives
+        self._managed = {name for names in lives.begin for name in names} if lives is not None else set()
+        self._storages: dict[str, tuple[torch.UntypedStorage, int]] = {}
+        self.nbytes: dict[str, int] = {}
+
+    def __call__(
+        self, name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str
+    ) -> torch.Tensor:
+        self.nbytes[name] = storage_bytes(size, stride, dtype)
+        tensor = fresh(name, size, stride, dtype, device)
+        if name in self._managed:
+            storage = tensor.untyped_storage()
+            self._storages[name] = storage, storage.nbytes()
+            storage.resize_(0)
+        return tensor
+
+    def before(self, kernel: int) -> None:
+        """Fill the storages of the buffers that `kernel` is the first to touch."""
+        if self.lives is not None:
+            for name in self.lives.begin[kernel]:
+                if name in self._storages:
+                    storage, nbytes = self._storages[name]
+                    storage.resize_(nbytes)
+
+    def behind(self, kernel: int, release: Mapping[str, Callable[[], None]]) -> None:
+        """Give back the buffers that `kernel` is the last to touch."""
+        if self.lives is not None:
+            for name in self.lives.end[kernel]:
+                if name in self._storages:
+                    self._storages.pop(name)[0].resize_(0)
+                elif name in release:
+                    release[name]()
+
+
+def observe(program: Program, args: Sequence[Any], lives: Lifetimes | None = None) -> Observed:
+    """Run once in program order, each buffer in memory of its own: a plain run whose sizes and times are written down.
+
+    lives: when each buffer is needed; without it all memory is held until the end, which is right for every program.
+    """
+    memory = _OnDemand(lives)
+    activation = Activation(program, args, memory)
     durations: list[float] = []
     while activation.advance():
-        for task in activation.tasks[len(durations) :]:
+        for kernel in range(len(durations), len(activation.tasks)):
+            memory.before(kernel)
             start = time.perf_counter()
-            task()
+            activation.tasks[kernel]()
             durations.append(time.perf_counter() - start)
-    return Observed(activation.outputs, nbytes, tuple(durations))
+            memory.behind(kernel, activation.release)
+    return Observed(activation.outputs, memory.nbytes, tuple(durations))
 
 
-def run_unplanned(program: Program, args: Sequence[Any]) -> tuple[Any, ...]:
+def run_unplanned(program: Program, args: Sequence[Any], lives: Lifetimes | None = None) -> tuple[Any, ...]:
     """Run in program order with memory from the allocator: what works for every program."""
-    activation = Activation(program, args, fresh)
-    done = 0
-    while activation.advance():
-        for task in activation.tasks[done:]:
-            task()
-        done = len(activation.tasks)
-    return activation.outputs
+    return observe(program, args, lives).outputs
 
 
 class InOrder:

@@ -11,12 +11,12 @@ import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from opara_backend.execution import host
+from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
@@ -50,11 +50,11 @@ class _Captured:
         self.graph, self.arguments, self.outputs, self.loans = graph, arguments, outputs, loans
         self.accepts, self.expired = arguments.accept, arguments.expired
 
-    def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
+    def __call__(self, args: Sequence[Any], stream: torch.cuda.Stream) -> tuple[Any, ...]:
         self.arguments.load(args)
         if self.loans is not None:
             self.loans.end()  # only now: an output of the last call may have been an argument of this one
-        self.graph.replay()
+        self.graph.replay(stream)
         self.arguments.store(args)
         return self.outputs.collect(args, self.loans)
 
@@ -74,13 +74,14 @@ class CudaLane:
         self._lock = threading.RLock()  # an operator may call the compiled model it is part of
         self._captures = Captures(runtime.options.max_captures, runtime.record.forget)
         self._decided: OrderedDict[Key, Plan] = OrderedDict()  # for the same shape at other addresses
-        self._uncaptured: dict[Key, InOrder] = {}
+        self._uncaptured: dict[Key, Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()
         self._streams: list[torch.cuda.Stream] = []
         self._pool: Any = None
         self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
         self._never = self._why_never()
+        self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
 
     def __call__(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
@@ -89,21 +90,45 @@ class CudaLane:
                 "a model compiled on CUDA was called in a forked process; CUDA does not survive a fork: "
                 "start workers with the 'spawn' method and compile there"
             )
-        with self._lock, torch.cuda.device(self.device):
+        with torch.cuda.device(self.device):
             if torch.cuda.is_current_stream_capturing():  # somebody else's capture takes the kernels one by one
-                return host.run_unplanned(self.runtime.program, args)
-            self._follow_last_call()
-            captured = self._captures.find(key, args)
-            if captured is not None:
-                self.runtime.record.replays += 1
-                outputs: tuple[Any, ...] = captured(args)
-                return outputs
-            self.runtime.record.other_calls += 1
-            if key in self._uncaptured:
-                return self._uncaptured[key](args)
-            if not self._worth_capturing(key):
-                return host.run_unplanned(self.runtime.program, args)
-            return self._first_call(key, args)
+                return self._run_plainly(args)
+            with self._lock:
+                stream = self._follow_last_call()
+                served = self._replayed(key, args, stream)
+                if served is not None:
+                    return served
+                self.runtime.record.other_calls += 1
+                plain = self._uncaptured.get(key) or (self._run_plainly if self._settled(key) else None)
+            if plain is not None:  # without the lock: such a run shares nothing
+                return plain(args)
+            with cuda_graph.EXCLUSIVE, self._lock:
+                served = self._replayed(key, args, self._follow_last_call())
+                return self._first_call(key, args) if served is None else served  # another thread may have been faster
+
+    def _follow_last_call(self) -> torch.cuda.Stream:
+        """Order this call behind the last one: they share static inputs, an arena and the program's state."""
+        stream = torch.cuda.current_stream(self.device)
+        if self._last_stream is not None and self._last_stream != stream:
+            stream.wait_stream(self._last_stream)
+        self._last_stream = stream
+        return stream
+
+    def _replayed(self, key: Key, args: Sequence[Any], stream: torch.cuda.Stream) -> tuple[Any, ...] | None:
+        """The outputs by replay on `stream`, the current one; None if no graph fits the call."""
+        captured = self._captures.find(key, args)
+        if captured is None:
+            return None
+        self.runtime.record.replays += 1
+        outputs: tuple[Any, ...] = captured(args, stream)
+        return outputs
+
+    def _run_plainly(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        return host.run_unplanned(self.runtime.program, args, self.runtime.lives)
+
+    def _settled(self, key: Key) -> bool:
+        """True if this call is to run plainly, by kernels that have run before and so have been tuned."""
+        return self._warm and not self._worth_capturing(key)
 
     def _worth_capturing(self, key: Key) -> bool:
         """True for the shape of a static graph, and for a dynamic shape from its second call on.
@@ -144,18 +169,15 @@ class CudaLane:
             self.runtime.step_down(FallbackReason.CAPTURE_OFF)
         return not options.cuda_graph
 
-    def _follow_last_call(self) -> None:
-        """Order this call behind the last one: they share static inputs and an arena."""
-        stream = torch.cuda.current_stream(self.device)
-        if self._last_stream is not None and self._last_stream != stream:
-            stream.wait_stream(self._last_stream)
-        self._last_stream = stream
-
     # --- the first call of a shape -------------------------------------------------------------------------------
 
     def _first_call(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
-        seen = host.observe(self.runtime.program, args)
+        worth = self._warm or self._worth_capturing(key)
+        seen = host.observe(self.runtime.program, args, self.runtime.lives)
+        self._warm = True
+        if not worth:
+            return seen.outputs
         graph = self.runtime.graph.bind(seen.nbytes)
         try:
             self._capture(key, graph, args)

@@ -42,7 +42,7 @@ def _burst_length(graph: CapturedGraph) -> int:
 
 def _timed(graph: CapturedGraph, replays: int) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize(graph.device)
+    torch.cuda.current_stream(graph.device).synchronize()
     start.record()
     for _ in range(replays):
         graph.replay()

@@ -26,7 +26,7 @@ from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.program import Program
 from opara_backend.fallback import Fallback, FallbackReason
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.memory import MemoryPlanError, plan_memory, verify_memory
+from opara_backend.memory import MemoryPlanError, lifetimes, plan_memory, verify_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report.record import GraphRecord, publish
@@ -51,6 +51,8 @@ class Runtime:
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
         # Where the host decides in the middle of a program, it can only be run in program order.
         self.plannable = len(graph.segments) == 1 and bool(graph.kernels)
+        # And what it looks at meanwhile is not written down, so only a program in one piece is known well enough.
+        self.lives = lifetimes(graph) if self.plannable else None
         publish(self.record)
 
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
@@ -58,7 +60,7 @@ class Runtime:
         args.clear()
         if self.graph.device == "cpu":
             if not self.plannable:
-                return host.run_unplanned(self.program, given)
+                return host.run_unplanned(self.program, given, self.lives)
             key = self._key(given)
             found = self._executables.get(key)
             return found(given) if found is not None else self._first_call(key, given)
@@ -75,7 +77,7 @@ class Runtime:
 
         The run itself holds no lock: an operator may call the compiled model it is part of.
         """
-        seen = host.observe(self.program, args)
+        seen = host.observe(self.program, args, self.lives)
         with self._lock:
             if key in self._executables or not self.plannable:  # another thread was faster
                 return seen.outputs

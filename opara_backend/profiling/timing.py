@@ -47,7 +47,7 @@ def profile_on_cuda(graph: KernelGraph, capture: Callable[[Probe | None], Captur
         samples = []
         for _ in range(REPLAYS):
             probed.replay()
-            torch.cuda.synchronize(device)
+            torch.cuda.current_stream(device).synchronize()
             samples.append([a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(events)])
         launches = _launches(probed, len(graph))
     finally:

@@ -448,7 +448,6 @@ def test_cond(agree: Agree) -> None:
         return torch.cond(x.sum() > 0, lambda t: (t @ t).relu(), lambda t: t.sin() - 1, (y,)) @ x, y.sum(0)
 
     (record,) = agree(function, lambda call: (normal(call, 8, 8) + (-1) ** call,), calls=4, planned=False)
-    assert not record.fallbacks
     assert not record.plans, "the host decides in the middle"
 
 

@@ -40,11 +40,12 @@ def test_sixteen_threads_with_streams_of_their_own(model: nn.Module, copy_inputs
     errors: list[str] = []
     start = threading.Barrier(THREADS)
     shared = torch.randn(8, 32, device="cuda")
+    own = [[torch.randn(8, 32, device="cuda") for _ in range(4)] for _ in range(THREADS)]
 
     def work(index: int) -> None:
         try:
             with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
-                inputs = [torch.randn(8, 32, device="cuda") if copy_inputs else shared for _ in range(4)]
+                inputs = own[index] if copy_inputs else [shared] * 4
                 expected = [model(x) for x in inputs]
                 off = torch.zeros((), dtype=torch.int64, device="cuda")
                 start.wait()
@@ -66,6 +67,41 @@ def test_sixteen_threads_with_streams_of_their_own(model: nn.Module, copy_inputs
         thread.join()
     assert not errors
     assert records[0].replays == THREADS * CALLS
+
+
+def test_models_are_captured_while_others_are_called_and_tuned() -> None:
+    """First calls, which tune and capture, beside replays and beside threads that wait for the whole device."""
+    errors: list[str] = []
+    start = threading.Barrier(8)
+
+    def work(index: int) -> None:
+        try:
+            start.wait()
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                for turn in range(6):
+                    torch.manual_seed(index)
+                    width = 32 + 8 * (index % 4) + turn  # another graph, with kernels nobody has tuned yet
+                    weight = torch.randn(width, width, device="cuda")
+
+                    def function(x: Tensor, weight: Tensor = weight) -> Tensor:
+                        return (torch.cat([x @ weight, x.sin()], 1).softmax(1).cumsum(0) + 1).sum(1)
+
+                    call = torch.compile(function, backend="opara", dynamic=False)
+                    for n in range(4):
+                        x = torch.randn(16, width, device="cuda")
+                        if int((~torch.isclose(call(x), function(x), rtol=1e-3, atol=1e-3)).sum()):
+                            errors.append(f"thread {index}, turn {turn}, call {n}")
+        except BaseException as error:
+            errors.append(f"thread {index}: {error!r}")
+
+    with torch._dynamo.config.patch(recompile_limit=100):
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not errors
+    assert not torch._dynamo.utils.counters["opara"]
 
 
 def test_the_first_call_comes_from_many_threads_at_once(model: nn.Module) -> None:

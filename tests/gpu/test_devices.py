@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -69,7 +71,16 @@ def test_operators_on_the_cpu_in_the_middle() -> None:
     assert set(reasons(records)) <= {FallbackReason.HOST_KERNEL}
 
 
-def test_out_of_memory_during_capture(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.fixture
+def nothing_logged() -> Iterator[None]:
+    """pytest keeps log records, their tracebacks, and so what the frames of those hold."""
+    logger = logging.getLogger("opara_backend")
+    logger.propagate = False
+    yield
+    logger.propagate = True
+
+
+def test_out_of_memory_during_capture(monkeypatch: pytest.MonkeyPatch, nothing_logged: None) -> None:
     """Nothing of the capture stays, the model goes on uncaptured, and other models are captured as before."""
     model, x = Branches().cuda().eval(), torch.randn(8, 256, device="cuda")
     original = cuda_graph._launch_all
@@ -89,7 +100,6 @@ def test_out_of_memory_during_capture(monkeypatch: pytest.MonkeyPatch, caplog: p
             for _ in range(3):
                 torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
         assert reasons(records) == [FallbackReason.OUT_OF_MEMORY]
-        caplog.clear()  # it keeps tracebacks, and with them what their frames hold
         gc.collect()
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -125,6 +135,35 @@ def test_a_gpu_that_is_really_full() -> None:
             torch.cuda.set_per_process_memory_fraction(1.0)
         torch.testing.assert_close(call(x), expected, rtol=1e-2, atol=1e-2)
     assert set(reasons(records)) <= {FallbackReason.OUT_OF_MEMORY}
+
+
+def peak_of_first_call(backend: str, function: Callable[[Tensor], Tensor], x: Tensor) -> int:
+    """Bytes above those of `x` at the highest point of the first call, tuned and compiled before."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(function, backend=backend)(x)
+        torch._dynamo.reset()
+        call = torch.compile(function, backend=backend, options={"cuda_graph": False} if backend == "opara" else None)
+        gc.collect()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call(x)
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+
+def test_a_plain_run_needs_no_more_memory_than_stock_inductor() -> None:
+    """Buffers are there from the first kernel that touches them to the last."""
+
+    def chain(x: Tensor) -> Tensor:
+        for _ in range(8):
+            x = torch.cat([(x @ x).relu().cumsum(0)[:512], x.softmax(1)[512:]], 0)
+        return x
+
+    x = torch.randn(1024, 1024, device="cuda")
+    ours, stock = (peak_of_first_call(backend, chain, x) for backend in ("opara", "inductor"))
+    assert ours <= 1.3 * stock
 
 
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

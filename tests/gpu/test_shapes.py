@@ -46,7 +46,7 @@ def test_one_lowering_serves_many_sizes(model: nn.Module, how: str) -> None:
     dynamic = records[-1]
     assert len(dynamic.plans) >= 3
     assert all(was_captured for _, was_captured in dynamic.plans.values())
-    assert dynamic.replays >= 4
+    assert dynamic.replays >= 3
 
 
 def served(records: list[GraphRecord]) -> tuple[int, int]:

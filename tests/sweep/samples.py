@@ -80,7 +80,9 @@ def _database() -> dict[str, Any]:
     finally:
         sys.argv = arguments
     for module in list(sys.modules.values()):  # it sets a seed around operators that draw, which nothing can compile
-        if module.__name__.startswith("torch.testing._internal.") and hasattr(module, "wrapper_set_seed"):
+        if str(getattr(module, "__name__", "")).startswith("torch.testing._internal.") and hasattr(
+            module, "wrapper_set_seed"
+        ):
             vars(module)["wrapper_set_seed"] = lambda op, *args, **kwargs: op(*args, **kwargs)
     return {_name(op): op for op in op_db}
 

@@ -10,7 +10,15 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
-from opara_backend.memory import ALIGNMENT, MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.memory import (
+    ALIGNMENT,
+    MemoryPlan,
+    MemoryPlanError,
+    Placement,
+    lifetimes,
+    plan_memory,
+    verify_memory,
+)
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from tests import reference
 from tests.strategies import graph_of, scheduled_graphs
@@ -298,3 +306,21 @@ def test_a_release_too_early_is_rejected(outputs: tuple[str], releases: tuple[tu
 def test_a_graph_without_kernels() -> None:
     empty = KernelGraph((), (Buffer("in", "input", 4),), (), ("in",))
     assert plan_memory(empty, Schedule((), (), ())) == MemoryPlan((), 0, ())
+
+
+@given(scheduled_graphs())
+def test_lifetimes_reach_from_the_first_to_the_last_kernel_that_touches(found: tuple[KernelGraph, Schedule]) -> None:
+    graph, _ = found
+    lives = lifetimes(graph)
+    begun = {name: kernel for kernel, names in enumerate(lives.begin) for name in names}
+    ended = {name: kernel for kernel, names in enumerate(lives.end) for name in names}
+    temporary = {
+        b.name
+        for b in graph.buffers
+        if b.kind == "intermediate" and b.part_of is None and b.name not in returned(graph)
+    }
+    used = {name: reference.users(graph, name) for name in temporary}
+    assert begun == {name: min(users) for name, users in used.items() if users}
+    assert ended == {name: max(users) for name, users in used.items() if users}
+    assert sum(map(len, lives.begin)) == len(begun)
+    assert sum(map(len, lives.end)) == len(ended)
