@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.sweep import samples
-from tests.sweep.samples import Case
+from tests.sweep.records import Case, Job, Setting
 from tests.sweep.table import Journal, at_fault, table, text
-from tests.sweep.worker import Job, Setting
 
 # What makes compiling cheaper without changing what is lowered: no vector instructions, less optimisation.
 _QUICK = {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "1"}
