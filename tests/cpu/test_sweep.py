@@ -195,6 +195,11 @@ def test_what_opara_scheduled_is_counted() -> None:
     assert (result.verdict, result.graphs, result.fallbacks) == ("agrees", 0, {"unsupported_option": 1})
 
 
+def test_inductor_alone_is_given_only_options_it_knows() -> None:
+    (result,) = judge([_sample()], "cpu", ours="inductor", options={"search_seconds": 0.1, "cpp.threads": 1})
+    assert (result.verdict, result.graphs) == ("agrees", 0)
+
+
 def _crashing(connection: Connection, setting: Setting) -> None:
     """Stands in for a worker: `ours` dies of opara, `both` of either, everything else is well."""
     while (job := connection.recv()) is not None:

@@ -56,7 +56,7 @@ def judge(
     options: dict[str, Any] | None = None,
     limit: float = 120.0,
 ) -> list[Result]:
-    """Judge `samples`, compiled together. options: for both backends' Inductor. limit: seconds for each backend."""
+    """Judge `samples`, compiled together. options: other backends get those that Inductor knows. limit: seconds for each backend."""
     begun = time.monotonic()
     results: dict[Case, Result] = {}
     kept: list[Sample] = []
@@ -84,7 +84,7 @@ def judge(
         ours_found = _problems(kept, our_run, expected)
         their_run = None
         if both or our_run.raised or any(ours_found):
-            their_run = _run_compiled(kept, device, theirs, _inductor_only(options), limit)
+            their_run = _run_compiled(kept, device, theirs, options, limit)
         theirs_found = _problems(kept, their_run, expected) if their_run else [None] * len(kept)
         for place, sample in enumerate(kept):
             found, witness = ours_found[place], theirs_found[place]
@@ -193,7 +193,8 @@ def _run_compiled(
     run = _Run()
     given = [_arguments(sample) for sample in samples]
     torch._dynamo.reset()
-    compiled = torch.compile(program, backend=backend, options=options)
+    known = options if backend == "opara" else _inductor_only(options)
+    compiled = torch.compile(program, backend=backend, options=known)
     try:
         with time_limit(limit), torch.no_grad():
             for number, which in enumerate(CALLS[device]):
