@@ -56,7 +56,10 @@ def judge(
     options: dict[str, Any] | None = None,
     limit: float = 120.0,
 ) -> list[Result]:
-    """Judge `samples`, compiled together. options: other backends get those that Inductor knows. limit: seconds for each backend."""
+    """Judge `samples`, compiled together.
+
+    options: of `torch.compile`; other backends get those that Inductor knows. limit: seconds for each backend.
+    """
     begun = time.monotonic()
     results: dict[Case, Result] = {}
     kept: list[Sample] = []
