@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from tests.sweep import samples
-from tests.sweep.samples import Case
+from tests.sweep.records import Case, Job, Setting
 from tests.sweep.table import Journal, at_fault, table, text
-from tests.sweep.worker import Job, Setting
 
 # What makes compiling cheaper without changing what is lowered: no vector instructions, less optimisation.
 _QUICK = {"TORCHINDUCTOR_VEC_ISA_OK": "0", "TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS": "1"}
@@ -30,7 +31,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--slice", default="0/1", metavar="I/N", help="every N-th of them, by a hash of their names")
     parser.add_argument("--operators", nargs="*", default=[], help="only these")
     parser.add_argument("--together", type=int, default=1, metavar="K", help="samples compiled as one function")
-    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, help="stop after this long; --resume goes on")
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for one compilation and its calls")
     parser.add_argument("--both", action="store_true", help="compile with inductor even where opara agrees with eager")
@@ -94,13 +95,14 @@ def main(given: Sequence[str] | None = None) -> int:
     options = (("search_seconds", 0.02),) if arguments.device == "cuda" else ()
     setting = Setting(arguments.device, arguments.both, arguments.limit, arguments.unbacked, options)
     pool = Pool(setting, arguments.processes, arguments.seconds)
-    for done, found in enumerate(pool.run(todo)):
-        journal.append(found)
-        results.update({result.case: result for result in found})
-        for result in at_fault(found):
-            print(f"{result.case}: {result.verdict}: {result.detail}", flush=True)
-        if done % 20 == 0:
-            print(f"{len(results)} of {len(wanted)} samples, {len(at_fault(results.values()))} at fault", flush=True)
+    with Progress(*Progress.get_default_columns(), "{task.completed} of {task.total}") as progress:
+        bar = progress.add_task("samples", total=len(wanted), completed=len(results))
+        for found in pool.run(todo):
+            journal.append(found)
+            results.update({result.case: result for result in found})
+            for result in at_fault(found):
+                progress.console.print(f"{result.case}: {result.verdict}: {result.detail}", markup=False)
+            progress.update(bar, completed=len(results))
     left = [case for case in wanted if case not in results]
     content = table(results.values(), about(arguments, sys.argv[1:] if given is None else given), left)
     arguments.out.write_text(text(content))

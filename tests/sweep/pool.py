@@ -10,15 +10,16 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, Literal
 
-from tests.sweep.samples import Case
-from tests.sweep.verdict import Result
-from tests.sweep.worker import Job, Setting, serve
+from tests.sweep.records import Case, Job, Result, Setting
+from tests.sweep.worker import serve
+
+Serve = Callable[[Connection, Setting], None]
 
 _JOBS_PER_PROCESS = 200  # then a fresh one, since compiled code is never unloaded
 _START = 120.0  # seconds that a process may need to come up
@@ -36,8 +37,18 @@ class _Worker:
 class Pool:
     """`run` gives results. After it, `left` holds the jobs that the time did not suffice for."""
 
-    def __init__(self, setting: Setting, processes: int, seconds: float | None) -> None:
+    def __init__(
+        self,
+        setting: Setting,
+        processes: int,
+        seconds: float | None,
+        *,
+        context: Literal["spawn", "fork"] = "spawn",
+        work: Serve = serve,
+    ) -> None:
         self.setting, self.processes = setting, processes
+        self.context: Any = multiprocessing.get_context(context)
+        self.work = work
         self.end = time.monotonic() + seconds if seconds is not None else float("inf")
         self.left: deque[Job] = deque()
         self._deaths: dict[Case, str] = {}
@@ -71,9 +82,8 @@ class Pool:
             self._give(workers[-1], self.left.popleft())
 
     def _start(self) -> _Worker:
-        context = multiprocessing.get_context("spawn")
-        here, there = context.Pipe()
-        process = context.Process(target=serve, args=(there, self.setting), daemon=True)
+        here, there = self.context.Pipe()
+        process = self.context.Process(target=self.work, args=(there, self.setting), daemon=True)
         process.start()
         there.close()
         return _Worker(process, here)

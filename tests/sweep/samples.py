@@ -25,6 +25,8 @@ import numpy
 import torch
 from torch.utils import _pytree as pytree
 
+from tests.sweep.records import Case
+
 # float32, and int64 where it is not supported; the rest is for operators that have neither (complex, float8).
 DTYPES = (torch.float32, torch.int64, torch.complex64, torch.bool, torch.float16, torch.bfloat16)
 
@@ -41,17 +43,6 @@ UNINITIALISED = frozenset(
         "resize_as_",
     )
 )
-
-
-@dataclass(frozen=True, order=True)
-class Case:
-    """The name of one sample: an operator, variant included, and the sample's place among the operator's."""
-
-    operator: str
-    index: int
-
-    def __str__(self) -> str:
-        return f"{self.operator}[{self.index}]"
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,8 @@ def _draw(operator: str, device: str, count: int | None, *, salt: str) -> list[t
     numpy.random.seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = _database()[operator].sample_inputs(device, dtype, requires_grad=False)
+        # Of itself, the database would set the same seed before every sample.
+        made = _database()[operator].sample_inputs(device, dtype, requires_grad=False, set_seed=False)
         return [(one.input, tuple(one.args), dict(one.kwargs)) for one in itertools.islice(made, count)]
 
 

@@ -13,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.sweep.samples import Case
-from tests.sweep.verdict import FAULTS, VERDICTS, Result
+from tests.sweep.records import FAULTS, VERDICTS, Case, Result
 
 SCHEMA = 1
 

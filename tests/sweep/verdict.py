@@ -13,48 +13,28 @@ from __future__ import annotations
 import copy
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opara_backend import upstream
 from opara_backend.report.record import collect
 from tests.sweep.compare import Kind, Problem, difference
 from tests.sweep.limits import TimeLimit, describe, time_limit
-from tests.sweep.samples import Case, Sample
+from tests.sweep.records import Case, Result
+from tests.sweep.samples import Sample
+
+Backend = str | Callable[..., Any]
 
 # Which arguments each call gets: the sample's, or those with changed values. On CUDA the first call runs plainly, the
 # next replay a captured graph; a graph that still reads the first call's memory shows in the last two.
 CALLS = {"cpu": ("first", "changed"), "cuda": ("first", "first", "first", "changed", "again")}
 
 BROKEN = 70  # exit status of a process whose device has failed
-
-FAULTS = ("opara_wrong", "opara_raises", "crashed")
-VERDICTS = ("agrees", "both_wrong", "skipped", *FAULTS)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one sample: a verdict of VERDICTS, and how it was reached.
-
-    graphs, captured, replays: graphs lowered by opara, those of them captured, and calls that replayed one.
-    theirs: what the other backend did, if it was asked. together: how many samples were compiled as one function.
-    """
-
-    case: Case
-    verdict: str
-    detail: str = ""
-    dtype: str = ""
-    graphs: int = 0
-    captured: int = 0
-    replays: int = 0
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    theirs: str = "not asked"
-    together: int = 1
-    seconds: float = 0.0
 
 
 @dataclass
@@ -70,13 +50,16 @@ def judge(
     samples: Sequence[Sample],
     device: str,
     *,
-    ours: str = "opara",
-    theirs: str = "inductor",
+    ours: Backend = "opara",
+    theirs: Backend = "inductor",
     both: bool = False,
     options: dict[str, Any] | None = None,
     limit: float = 120.0,
 ) -> list[Result]:
-    """Judge `samples`, compiled together. options: for both backends' Inductor. limit: seconds for each backend."""
+    """Judge `samples`, compiled together.
+
+    options: of `torch.compile`; other backends get those that Inductor knows. limit: seconds for each backend.
+    """
     begun = time.monotonic()
     results: dict[Case, Result] = {}
     kept: list[Sample] = []
@@ -104,7 +87,7 @@ def judge(
         ours_found = _problems(kept, our_run, expected)
         their_run = None
         if both or our_run.raised or any(ours_found):
-            their_run = _run_compiled(kept, device, theirs, _inductor_only(options), limit)
+            their_run = _run_compiled(kept, device, theirs, options, limit)
         theirs_found = _problems(kept, their_run, expected) if their_run else [None] * len(kept)
         for place, sample in enumerate(kept):
             found, witness = ours_found[place], theirs_found[place]
@@ -173,7 +156,15 @@ def _problems(samples: Sequence[Sample], run: _Run, expected: dict[Case, _Run]) 
 def _arguments(sample: Sample) -> dict[str, Any]:
     """Copies for each kind of call, each in memory of its own, views among them kept as views."""
     changed = sample.arguments if sample.changed is None else sample.changed
-    return {name: copy.deepcopy(changed if name == "changed" else sample.arguments) for name in CALLS["cuda"]}
+    return {name: _copied(changed if name == "changed" else sample.arguments) for name in CALLS["cuda"]}
+
+
+def _copied(value: Any) -> Any:
+    """`value` in memory of its own; views in it stay views, of copies."""
+    leaves = pytree.tree_leaves(value)
+    if all(leaf.layout == torch.strided for leaf in leaves if isinstance(leaf, torch.Tensor)):
+        return copy.deepcopy(value)
+    return pytree.tree_map_only(torch.Tensor, torch.clone, value)  # not every sparse layout has a deep copy
 
 
 def _run_eager(sample: Sample, device: str) -> _Run:
@@ -185,7 +176,7 @@ def _run_eager(sample: Sample, device: str) -> _Run:
             for number, which in enumerate(CALLS[device]):
                 torch.manual_seed(number)
                 outputs = sample.call(*given[which])
-                run.calls.append([(outputs, copy.deepcopy(given[which]))])
+                run.calls.append([(outputs, _copied(given[which]))])
             _synchronize(device)
     except Exception as error:
         run.raised = describe(error)
@@ -194,7 +185,7 @@ def _run_eager(sample: Sample, device: str) -> _Run:
 
 
 def _run_compiled(
-    samples: Sequence[Sample], device: str, backend: str, options: dict[str, Any] | None, limit: float
+    samples: Sequence[Sample], device: str, backend: Backend, options: dict[str, Any] | None, limit: float
 ) -> _Run:
     """All calls of `samples` compiled as one function."""
     functions = [sample.call for sample in samples]
@@ -205,14 +196,15 @@ def _run_compiled(
     run = _Run()
     given = [_arguments(sample) for sample in samples]
     torch._dynamo.reset()
-    compiled = torch.compile(program, backend=backend, options=options)
+    known = options if backend == "opara" else _inductor_only(options)
+    compiled = torch.compile(program, backend=backend, options=known)
     try:
         with time_limit(limit), torch.no_grad():
             for number, which in enumerate(CALLS[device]):
                 torch.manual_seed(number)
                 arguments = [copies[which] for copies in given]
                 outputs = compiled(arguments)
-                after = [copy.deepcopy(given) for given in arguments]
+                after = [_copied(given) for given in arguments]
                 run.calls.append(list(zip(outputs, after, strict=True)))
             _synchronize(device)
     except TimeLimit:

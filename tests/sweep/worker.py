@@ -10,30 +10,11 @@ import gc
 import logging
 import os
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.connection import Connection
-from typing import Any
 
-from tests.sweep.samples import Case
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all jobs of a sweep share. unbacked: compile data-dependent shapes too, instead of breaking the graph."""
-
-    device: str
-    both: bool = False
-    limit: float = 120.0
-    unbacked: bool = False
-    options: tuple[tuple[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """Samples to be compiled together. only_theirs: leave `opara` out, to see whether inductor survives them."""
-
-    cases: tuple[Case, ...]
-    only_theirs: bool = False
+from tests.sweep.limits import describe
+from tests.sweep.records import FAULTS, Case, Job, Result, Setting
 
 
 def serve(connection: Connection, setting: Setting) -> None:
@@ -47,13 +28,17 @@ def serve(connection: Connection, setting: Setting) -> None:
 
     torch.set_num_threads(1)
     while (job := connection.recv()) is not None:
-        connection.send(work(job, setting))
+        try:
+            results = work(job, setting)
+        except Exception as error:  # ours, not a backend's, so it must not pass for a verdict
+            results = [Result(case, "unjudged", describe(error)) for case in job.cases]
+        connection.send(results)
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
 
 
-def work(job: Job, setting: Setting) -> list[Any]:
+def work(job: Job, setting: Setting) -> list[Result]:
     """The results of one job. Where samples compiled together come out wrong, each is judged alone as well."""
     import torch
 
@@ -63,7 +48,7 @@ def work(job: Job, setting: Setting) -> list[Any]:
     config = {"capture_scalar_outputs": True, "capture_dynamic_output_shape_ops": True} if setting.unbacked else {}
     with torch._dynamo.config.patch(config):
 
-        def judge(cases: tuple[Case, ...], both: bool) -> list[verdict.Result]:
+        def judge(cases: tuple[Case, ...], both: bool) -> list[Result]:
             return verdict.judge(
                 samples.load(cases, setting.device),
                 setting.device,
@@ -82,7 +67,7 @@ def work(job: Job, setting: Setting) -> list[Any]:
                 results.append(result)
                 continue
             (alone,) = judge((result.case,), True)
-            if alone.verdict == "agrees" and result.verdict in verdict.FAULTS:  # it takes company to go wrong
+            if alone.verdict == "agrees" and result.verdict in FAULTS:  # it takes company to go wrong
                 alone = replace(result, detail=f"only together with others: {result.detail}")
             results.append(alone)
         return results

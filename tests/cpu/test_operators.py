@@ -1,0 +1,35 @@
+"""The first sample of every operator in PyTorch's own database, eight compiled as one function.
+
+Operators are mixed by a hash of their names, so that kernels of different kinds meet in one schedule. Where samples
+come out wrong together, each is compiled alone too. All samples: `tox -e sweep`.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from tests.sweep.__main__ import chosen_cases, jobs
+from tests.sweep.records import Job, Setting
+from tests.sweep.table import at_fault
+from tests.sweep.worker import work
+
+PARTS = 88
+TOGETHER = 8
+
+# Vector instructions double the compiler's time, and are Inductor's affair.
+SETTING = Setting("cpu", options=(("cpp.vec_isa_ok", False),))
+
+
+@functools.cache
+def _jobs() -> list[Job]:
+    return jobs(chosen_cases("cpu", "1", "0/1"), TOGETHER)
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_operators_agree_with_eager_wherever_inductor_does(part: int) -> None:
+    results = [result for job in _jobs()[part::PARTS] for result in work(job, SETTING)]
+    assert results, "the database holds fewer operators than there are tests"
+    assert not at_fault(results)
+    assert any(result.graphs for result in results), "opara scheduled nothing"
