@@ -80,10 +80,11 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
             policy = compilation.options.fallback
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=policy)
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
+    from opara_backend.execution.cuda_graph import compiling
     from opara_backend.lowering import inductor as lowering
 
     request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
-    with upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
+    with compiling(), upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
 
 

@@ -129,6 +129,7 @@ def _with_own_code(model: nn.Module) -> nn.Module:
 def turns(services: list[Service], seed: int, until: float, done: Counter[str], errors: list[str]) -> None:
     """One thread: calls, and now and then an update or a new model, until the time is over."""
     draw = random.Random(seed)
+    numbers = torch.Generator("cuda").manual_seed(seed)  # threads that shared one would have no reproducible inputs
     with torch.inference_mode(False), torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
         while time.monotonic() < until and not errors:
             service = draw.choice(services)
@@ -145,7 +146,7 @@ def turns(services: list[Service], seed: int, until: float, done: Counter[str], 
                 else:
                     # Mostly a few shapes, which are captured; sometimes one of many, which displace each other.
                     rows = draw.choice((1, 8, 16)) if draw.random() < 0.9 else draw.randint(2, 96)
-                    x = torch.randn(rows, SIZE, device="cuda")
+                    x = torch.randn(rows, SIZE, device="cuda", generator=numbers)
                     with service.calling():
                         found, expected = service.call(x), service.model(x)
                         off = float((found - expected).abs().max())

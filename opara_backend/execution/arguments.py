@@ -7,7 +7,7 @@ Must not change: arguments, beyond copying back what the program writes into the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,27 @@ def _span(tensor: torch.Tensor) -> torch.Tensor:
     return torch.as_strided(tensor, (extent,), (1,), tensor.storage_offset())
 
 
+_GROUPED = frozenset(
+    (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+)
+
+Copy = Callable[[list[torch.Tensor], list[torch.Tensor]], Any]
+
+
+def copier(tensors: Sequence[torch.Tensor]) -> Copy:
+    """What copies lists of tensors like these, targets first, in as few launches as their types allow."""
+    grouped: Copy = torch._foreach_copy_
+    return grouped if all(t.dtype in _GROUPED for t in tensors) else _copy_each
+
+
+def _copy_each(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
 class StaticArguments:
     """The arguments a graph was captured with: some at the caller's addresses, the rest in memory of our own."""
 
@@ -63,6 +84,7 @@ class StaticArguments:
             if program.inputs[position] in written:
                 self._written_back.append(position)
         self._targets = [flat_view(self.values[p]) for p in self._copied]
+        self._copy = copier(self._targets)
 
     def accept(self, args: Sequence[Any]) -> bool:
         """True if every static argument still lives where the graph was captured to look for it."""
@@ -80,7 +102,7 @@ class StaticArguments:
     def load(self, args: Sequence[Any]) -> None:
         """Copy the other arguments to where the graph reads them, in as few launches as their layouts allow."""
         if self._targets:
-            torch._foreach_copy_(self._targets, [flat_view(args[p]) for p in self._copied])
+            self._copy(self._targets, [flat_view(args[p]) for p in self._copied])
 
     def store(self, args: Sequence[Any]) -> None:
         """Copy back what the graph wrote into arguments that were copied."""

@@ -9,7 +9,8 @@ for the events of the kernels in `waits`; all streams start from one event and j
 (cuBLAS keeps one per stream) are allocated inside the capture and so live as long as the graph (pytorch#193402).
 
 While one thread captures, CUDA lets no other wait for the whole device, which tuning a kernel does; and a capture is
-invalidated by some of what other threads may do. So captures, and runs that may tune kernels, hold `EXCLUSIVE`.
+invalidated by some of what other threads may do. So captures, runs that may tune kernels, and compilation hold
+`EXCLUSIVE`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import torch
 from opara_backend import upstream
 from opara_backend.execution.host import Arena, Plan
 from opara_backend.execution.program import Activation, Program
+from opara_backend.lowering.program import RANDOM_STATE
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,21 @@ Probe = Callable[[int], None]
 
 EXCLUSIVE = threading.RLock()  # taken before any lock of a compiled graph; an operator may call a compiled model
 
+_COMPILATION_WAITS = 60.0  # seconds; then it goes on: what is waited for may be waiting for the compilation
+
 _INVALIDATED = 901  # cudaErrorStreamCaptureInvalidated
 _ATTEMPTS = 3  # at a capture that somebody else invalidates
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Hold `EXCLUSIVE` while the block compiles, if it can be had in time."""
+    held = EXCLUSIVE.acquire(timeout=_COMPILATION_WAITS)
+    try:
+        yield
+    finally:
+        if held:
+            EXCLUSIVE.release()
 
 
 class CapturedGraph:
@@ -107,8 +122,7 @@ def _capture(
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         try:
             with _no_collection(), _generator_kept(device), torch.cuda.stream(streams[0]):
-                # Other threads may go on allocating and launching while this one captures.
-                graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+                _begin_capture(graph, device, pool, any(RANDOM_STATE in k.writes for k in plan.graph.kernels))
                 try:
                     outputs = _launch_all(program, plan, args, streams, arena, probe)
                 except BaseException:
@@ -168,6 +182,22 @@ def _generator_kept(device: torch.device) -> Iterator[None]:
     except BaseException:
         generator.graphsafe_set_state(before)
         raise
+
+
+def _begin_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, draws: bool) -> None:
+    """Begin a capture during which other threads may allocate, launch and, unless the program `draws`, draw numbers.
+
+    torch ties the default generator's state to every capture, and then refuses numbers to all other streams. A program
+    that draws none gets a copy of that state to be tied to.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    own = generator.graphsafe_get_state()
+    copy = own if draws else generator.clone_state()
+    generator.graphsafe_set_state(copy)
+    try:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    finally:
+        generator.graphsafe_set_state(own)
 
 
 def _launch_all(

@@ -102,9 +102,15 @@ class CudaLane:
                 plain = self._uncaptured.get(key) or (self._run_plainly if self._settled(key) else None)
             if plain is not None:  # without the lock: such a run shares nothing
                 return plain(args)
-            with cuda_graph.EXCLUSIVE, self._lock:
-                served = self._replayed(key, args, self._follow_last_call())
-                return self._first_call(key, args) if served is None else served  # another thread may have been faster
+            # Tuned kernels need not wait while something else is compiled or captured; the next call may capture.
+            if not cuda_graph.EXCLUSIVE.acquire(blocking=not self._warm):
+                return self._run_plainly(args)
+            try:
+                with self._lock:
+                    served = self._replayed(key, args, self._follow_last_call())  # another thread may have been faster
+                    return self._first_call(key, args) if served is None else served
+            finally:
+                cuda_graph.EXCLUSIVE.release()
 
     def _follow_last_call(self) -> torch.cuda.Stream:
         """Order this call behind the last one: they share static inputs, an arena and the program's state."""

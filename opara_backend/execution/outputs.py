@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from opara_backend import upstream
-from opara_backend.execution.arguments import StaticArguments, flat_view
+from opara_backend.execution.arguments import StaticArguments, copier, flat_view
 from opara_backend.execution.program import Program
 from opara_backend.kernel_graph import KernelGraph
 
@@ -56,7 +56,7 @@ class Loans:
 
 @dataclass(frozen=True)
 class _View:
-    """An output as a view of something: `source` counts groups of outputs or arguments; `offset` in elements."""
+    """An output as a view of something: `source` counts groups of outputs or arguments; `offset` in bytes."""
 
     source: int
     size: tuple[int, ...]
@@ -65,9 +65,13 @@ class _View:
     dtype: torch.dtype
 
     def over(self, base: torch.Tensor) -> torch.Tensor:
-        """This view of `base`, a tensor of the same type, or a stretch of bytes."""
-        typed = base if base.dtype == self.dtype else base.view(self.dtype)
-        return typed.as_strided(self.size, self.stride, typed.storage_offset() + self.offset)
+        """This view of `base`, a tensor of the same type, or of another over the same memory."""
+        if base.dtype == self.dtype:
+            offset = base.storage_offset() + self.offset // base.itemsize
+            return base.as_strided(self.size, self.stride, offset)
+        offset = (base.storage_offset() * base.itemsize + self.offset) // self.dtype.itemsize
+        empty = torch.empty(0, dtype=self.dtype, device=base.device)
+        return empty.set_(base.untyped_storage(), offset, self.size, self.stride)
 
 
 class OutputSpec:
@@ -88,13 +92,14 @@ class OutputSpec:
                 groups.setdefault((root, value.untyped_storage().data_ptr()), []).append(value)
         number = {key: index for index, key in enumerate(groups)}
         self._sources = [_cover(sharing) for sharing in groups.values()]
+        self._copy = copier(self._sources)
         for value, root in zip(outputs, graph.outputs, strict=True):
             if not isinstance(value, torch.Tensor) or root is None or kinds[root] not in ("intermediate", "input"):
                 self._recipe.append(("value", value))
             elif kinds[root] == "intermediate":
                 index = number[root, value.untyped_storage().data_ptr()]
-                view = _view(index, value, self._sources[index])
-                whole = value.size() == self._sources[index].size() and value.stride() == self._sources[index].stride()
+                view, source = _view(index, value, self._sources[index]), self._sources[index]
+                whole = (value.dtype, value.size(), value.stride()) == (source.dtype, source.size(), source.stride())
                 self._recipe.append(("whole" if whole and not view.offset else "part", view))
             else:
                 self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
@@ -106,7 +111,7 @@ class OutputSpec:
             owned = loans.lend(owned)
         elif owned:
             owned = [torch.empty_strided(s.size(), s.stride(), dtype=s.dtype, device=s.device) for s in owned]
-            torch._foreach_copy_(owned, self._sources)
+            self._copy(owned, self._sources)
         found = []
         for kind, recipe in self._recipe:
             if kind == "value":
@@ -119,8 +124,8 @@ class OutputSpec:
 
 
 def _view(source: int, value: torch.Tensor, base: torch.Tensor) -> _View:
-    start = value.storage_offset() * value.itemsize - base.storage_offset() * base.itemsize
-    return _View(source, tuple(value.size()), tuple(value.stride()), start // value.itemsize, value.dtype)
+    start = int(value.storage_offset()) * value.itemsize - int(base.storage_offset()) * base.itemsize
+    return _View(source, tuple(value.size()), tuple(value.stride()), start, value.dtype)
 
 
 def _cover(sharing: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -83,7 +83,7 @@ def cat_of_matrix_products(x: Tensor, y: Tensor) -> Any:
 
 
 def scatters(x: Tensor, y: Tensor) -> Any:
-    rows = torch.tensor([0, 3, 3, 1])
+    rows = torch.tensor([0, 3, 3, 1], device=x.device)
     a = (x + 1).index_put((rows,), y[:4], accumulate=True)
     b = torch.zeros_like(x).scatter(1, (y * 4).long().abs() % 8, y.relu())
     c = torch.ones_like(x).scatter_add(0, (x * 4).long().abs() % 8, y @ x)
@@ -96,7 +96,7 @@ def scatters(x: Tensor, y: Tensor) -> Any:
 
 def lookups(table: Tensor, ids: Tensor) -> Any:
     bags = F.embedding_bag(ids, table, mode="mean")
-    summed = F.embedding_bag(ids.flatten(), table, torch.tensor([0, 3, 5]), mode="sum")
+    summed = F.embedding_bag(ids.flatten(), table, torch.tensor([0, 3, 5], device=ids.device), mode="sum")
     rows = F.embedding(ids, table)
     edges = table[:, 0].sort().values
     return bags @ summed.t(), rows.sum(1), table.index_select(0, ids[0]), torch.bucketize(bags, edges)
@@ -104,16 +104,18 @@ def lookups(table: Tensor, ids: Tensor) -> Any:
 
 def attention(x: Tensor, y: Tensor) -> Any:
     q, k, v = (t.view(2, 4, 2, 8).transpose(1, 2) for t in (x, y, x + y))
-    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    mask = torch.ones(4, 4, dtype=torch.bool, device=x.device).tril()
     causal = F.scaled_dot_product_attention(q, k, v, is_causal=True)
     masked = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return causal.transpose(1, 2).reshape(2, 4, 16), masked @ v.mT
 
 
 def constants(x: Tensor) -> Any:
-    places = torch.arange(8) * 0.5
-    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    return (x * places) @ torch.eye(8), torch.linspace(0, 1, 8) + x.sum(0), table.repeat(4, 4) @ x, torch.full((3,), 7)
+    d = x.device
+    places = torch.arange(8, device=d) * 0.5
+    table = torch.tensor([[1.0, 2.0], [3.0, 4.0]], device=d)
+    even = torch.linspace(0, 1, 8, device=d)
+    return (x * places) @ torch.eye(8, device=d), even + x.sum(0), table.repeat(4, 4) @ x, torch.full((3,), 7, device=d)
 
 
 def numbers_of_every_type(x: Tensor, ids: Tensor, mask: Tensor) -> Any:
@@ -147,7 +149,7 @@ def complex_numbers(x: Tensor, y: Tensor) -> Any:
 
 
 def linear_algebra(x: Tensor, y: Tensor) -> Any:
-    matrix = x @ x.t() + 8 * torch.eye(8)
+    matrix = x @ x.t() + 8 * torch.eye(8, device=x.device)
     lower = torch.linalg.cholesky(matrix)
     return torch.linalg.solve(matrix, y), lower, torch.linalg.eigvalsh(matrix), torch.linalg.svdvals(y), matrix.logdet()
 
@@ -412,7 +414,7 @@ def test_second_size_makes_shapes_dynamic(agree: Agree) -> None:
 
 def test_numbers_among_the_arguments_become_symbols(agree: Agree) -> None:
     def function(x: Tensor, times: int) -> Any:
-        return (x @ x) * times, torch.arange(times) + x.sum().long(), x.new_zeros(times, 2)
+        return (x @ x) * times, torch.arange(times, device=x.device) + x.sum().long(), x.new_zeros(times, 2)
 
     agree(function, lambda call: (normal(call, 8, 8), call + 3), calls=4, dynamic=True)
 
@@ -459,7 +461,7 @@ def test_while_loop(agree: Agree) -> None:
         def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             return i + 1, (y @ x).tanh()
 
-        return torch.while_loop(more, step, (torch.zeros((), dtype=torch.int64), x + 1))
+        return torch.while_loop(more, step, (torch.zeros((), dtype=torch.int64, device=x.device), x + 1))
 
     agree(function, lambda call: (normal(call, 8, 8), torch.tensor(call + 1)), planned=False)
 
@@ -504,7 +506,7 @@ def test_item_as_a_size(agree: Agree) -> None:
         size = count.item()
         torch._check(size >= 2)
         torch._check(size <= 8)
-        return torch.ones(size, 8) @ x, x.narrow(0, 0, size).sin() + 1
+        return torch.ones(size, 8, device=x.device) @ x, x.narrow(0, 0, size).sin() + 1
 
     with torch._dynamo.config.patch(capture_scalar_outputs=True):
         agree(function, lambda call: (normal(call, 8, 8), torch.tensor(call + 3)), planned=False)

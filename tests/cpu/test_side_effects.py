@@ -42,8 +42,8 @@ def test_intermediates_are_written_in_place(agree: Agree) -> None:
         c = a.clone()
         a.relu_()[2] = 5
         c[:, 3].fill_(2).add_(b[0, :8])
-        c.index_fill_(0, torch.tensor([1]), 4).clamp_(max=6)
-        return a @ c, b.sum(1), torch.zeros(8, 8).copy_(c).t_()
+        c.index_fill_(0, torch.tensor([1], device=x.device), 4).clamp_(max=6)
+        return a @ c, b.sum(1), torch.zeros(8, 8, device=x.device).copy_(c).t_()
 
     agree(function, one(8, 8))
 
@@ -134,9 +134,10 @@ def test_order_of_random_draws_is_eagers(agree: Agree) -> None:
 
     def function(x: Tensor) -> Any:
         a = torch.rand_like(x) @ x
-        b = torch.randn(8, 8) + x
+        b = torch.randn(8, 8, device=x.device) + x
         c = torch.bernoulli(x.sigmoid()) @ b
-        return a, b, c, torch.randint(0, 100, (5,)), x.softmax(1).multinomial(2), torch.randperm(6)
+        drawn = torch.randint(0, 100, (5,), device=x.device)
+        return a, b, c, drawn, x.softmax(1).multinomial(2), torch.randperm(6, device=x.device)
 
     agree(function, one(8, 8), calls=4, options={"fallback_random": True}, seed=3)
 
@@ -145,13 +146,17 @@ def test_uninitialised_memory_is_filled_in_place(agree: Agree) -> None:
     """Memory that is read, by an operator of the library that fills it, before any kernel wrote it."""
 
     def function(x: Tensor) -> Any:
-        return torch.empty(4).exponential_(), torch.empty_like(x).uniform_() @ x, x.clone().cauchy_() * 0 + x
+        return (
+            torch.empty(4, device=x.device).exponential_(),
+            torch.empty_like(x).uniform_() @ x,
+            x.clone().cauchy_() * 0 + x,
+        )
 
     agree(function, one(8, 8), options={"fallback_random": True}, seed=3)
 
 
 def test_random_numbers_advance() -> None:
-    compiled = torch.compile(lambda x: (torch.rand(4, 4) @ x, F.dropout(x, 0.5)), backend="opara")
+    compiled = torch.compile(lambda x: (torch.rand(4, 4, device=x.device) @ x, F.dropout(x, 0.5)), backend="opara")
     with torch.no_grad(), collect() as records:
         x = torch.eye(4) + 1
         torch.manual_seed(5)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from opara_backend.execution import cuda_graph
 from opara_backend.report.record import collect
 
 THREADS, CALLS = 16, 1000
@@ -78,17 +80,17 @@ def test_models_are_captured_while_others_are_called_and_tuned() -> None:
         try:
             start.wait()
             with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+                own = torch.Generator("cuda").manual_seed(index)
                 for turn in range(6):
-                    torch.manual_seed(index)
                     width = 32 + 8 * (index % 4) + turn  # another graph, with kernels nobody has tuned yet
-                    weight = torch.randn(width, width, device="cuda")
+                    weight = torch.randn(width, width, device="cuda", generator=own)
 
                     def function(x: Tensor, weight: Tensor = weight) -> Tensor:
                         return (torch.cat([x @ weight, x.sin()], 1).softmax(1).cumsum(0) + 1).sum(1)
 
                     call = torch.compile(function, backend="opara", dynamic=False)
                     for n in range(4):
-                        x = torch.randn(16, width, device="cuda")
+                        x = torch.randn(16, width, device="cuda", generator=own)
                         if int((~torch.isclose(call(x), function(x), rtol=1e-3, atol=1e-3)).sum()):
                             errors.append(f"thread {index}, turn {turn}, call {n}")
         except BaseException as error:
@@ -163,3 +165,32 @@ def test_an_event_loop_with_a_thread_pool(model: nn.Module) -> None:
     inputs = [torch.randn(8, 32, device="cuda") for _ in range(200)]
     for x, found in zip(inputs, asyncio.run(serve(inputs)), strict=True):
         torch.testing.assert_close(found, model(x), rtol=1e-3, atol=1e-4)
+
+
+def test_other_threads_draw_numbers_while_one_captures(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the model draws none itself; and the numbers drawn are those of the one generator, none twice."""
+    original, drawn, errors = cuda_graph._launch_all, [], []
+
+    def draw() -> None:
+        try:
+            drawn.append(torch.rand(8, device="cuda"))
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    def launch(*args: Any) -> Any:
+        thread = threading.Thread(target=draw)
+        thread.start()
+        thread.join()
+        return original(*args)
+
+    monkeypatch.setattr(cuda_graph, "_launch_all", launch)
+    torch.manual_seed(5)
+    with torch.inference_mode():
+        call = torch.compile(model, backend="opara")
+        call(torch.ones(8, 32, device="cuda"))
+        call(torch.ones(8, 32, device="cuda"))
+    assert not errors
+    assert drawn
+    torch.manual_seed(5)
+    for found in drawn:
+        torch.testing.assert_close(found, torch.rand(8, device="cuda"), rtol=0, atol=0)

@@ -207,3 +207,37 @@ def test_only_what_moves_is_copied_and_in_one_launch() -> None:
     grouped = [e.name for e in profiled.events() if "foreach_copy" in e.name]
     assert len(grouped) == 2
     assert "aten::copy_" not in launched
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.complex32, torch.float8_e4m3fn])
+def test_types_that_grouped_copies_do_not_know(dtype: torch.dtype) -> None:
+    """Through a graph that only reorders them, in and out."""
+
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cat([x.view(torch.uint8), x.view(torch.uint8)]).view(dtype), (y @ y).relu()
+
+    def make(n: int) -> tuple[Tensor, Tensor]:
+        return torch.arange(n, n + 64, dtype=torch.uint8, device="cuda").view(dtype), normal(n, 8, 8)
+
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(function, backend="opara", fullgraph=True)
+        for n in range(CALLS):
+            found, expected = call(*make(n)), function(*make(n))
+            assert found[0].dtype == dtype
+            assert torch.equal(found[0].view(torch.uint8), expected[0].view(torch.uint8))
+            torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-4)
+    assert captured(records)
+
+
+def test_complex_numbers_seen_as_pairs() -> None:
+    """An output that views an argument, or nothing's single element, as another type."""
+    for shape in ((), (3,), (0,)):
+        torch._dynamo.reset()
+        agrees(
+            lambda z, x: (torch.view_as_real(z), torch.view_as_real(z * 2), x @ x),
+            lambda n, s=shape: (torch.full(s, complex(n, 1), device="cuda"), normal(n, 8, 8)),
+        )
+
+
+def test_several_outputs_of_one_operator_some_empty() -> None:
+    assert captured(agrees(lambda x, y: (*torch.svd(x), y @ y), lambda n: (normal(n, 0, 3), normal(n, 8, 8))))
