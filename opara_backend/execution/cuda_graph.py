@@ -132,6 +132,7 @@ def _capture(
             graph.instantiate()
         except BaseException:
             graph.reset()
+            _forget_errors(device)
             raise
         finally:
             upstream.clear_cublas_workspaces()
@@ -154,6 +155,14 @@ def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Str
             streams[0].wait_stream(stream)
     with contextlib.suppress(RuntimeError):  # what is wrong has been raised already
         _end_capture(graph, streams[0].device, pool)
+
+
+def _forget_errors(device: torch.device) -> None:
+    """Take the error that a library left behind in capture, or the next kernel anyone launches would report it."""
+    for _ in range(3):
+        with contextlib.suppress(torch.AcceleratorError):
+            torch.zeros(1, device=device)
+            return
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
 from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.outputs import Loans, OutputSpec
+from opara_backend.execution.streams import private_streams
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
@@ -76,7 +77,6 @@ class CudaLane:
         self._decided: OrderedDict[Key, Plan] = OrderedDict()  # for the same shape at other addresses
         self._uncaptured: dict[Key, Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()
-        self._streams: list[torch.cuda.Stream] = []
         self._pool: Any = None
         self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
@@ -219,7 +219,7 @@ class CudaLane:
         arguments = StaticArguments(program, graph, args)
         plan = self._decided.get(key)
         if plan is not None:  # nothing to find out: the same kernels, read from other addresses
-            streams = self._streams_for(plan.schedule.streams)
+            streams = private_streams(self.device, plan.schedule.streams)
             captured = capture(program, plan, arguments.values, streams, self._memory_pool())
         else:
             with self._state_kept(arguments.written_static(program, graph), graph):
@@ -242,7 +242,7 @@ class CudaLane:
         tried: list[tuple[Plan, CapturedGraph]] = []
         for schedule in self.runtime.schedules(graph, profile):
             plan = self.runtime.plan(graph, profile, schedule, captured=True)
-            streams = self._streams_for(schedule.streams)
+            streams = private_streams(self.device, schedule.streams)
             tried.append((plan, capture(self.runtime.program, plan, arguments.values, streams, pool)))
         if len(tried) == 1:
             return tried[0]
@@ -260,7 +260,7 @@ class CudaLane:
         unknown = build_profile(graph, [0.0] * len(graph), None, None)
         plan = self.runtime.plan(graph, unknown, _in_a_row(graph, unknown), captured=True)
         pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
-        return capture(self.runtime.program, plan, arguments.values, self._streams_for(1), pool, probe)
+        return capture(self.runtime.program, plan, arguments.values, private_streams(self.device, 1), pool, probe)
 
     @contextlib.contextmanager
     def _state_kept(self, tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
@@ -275,11 +275,6 @@ class CudaLane:
                 tensor.copy_(copy)
             if state is not None:
                 torch.cuda.set_rng_state(state, self.device)
-
-    def _streams_for(self, count: int) -> list[torch.cuda.Stream]:
-        while len(self._streams) < max(1, count):
-            self._streams.append(torch.cuda.Stream(self.device))
-        return self._streams
 
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from opara_backend import fallback
 from opara_backend.execution import cuda_graph, host, lane
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import FallbackReason
@@ -38,19 +38,22 @@ def settled() -> tuple[int, int]:
 
 
 @pytest.fixture
-def nothing_logged() -> Iterator[None]:
-    """pytest keeps log records, their tracebacks, and so what the frames of those hold."""
-    logger = logging.getLogger("opara_backend")
-    logger.propagate = False
-    yield
-    logger.propagate = True
+def nothing_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever keeps log records, as pytest does, keeps their tracebacks, and so what the frames of those hold."""
+    monkeypatch.setattr(fallback.log, "log", lambda *args, **kwargs: None)
 
 
 def left_over() -> list[tuple[Any, ...]]:
     """Segments the allocator still holds: pool, stream, bytes, bytes in use."""
-    return [
+    found: list[Any] = [
         (s["segment_pool_id"], s["stream"], s["total_size"], s["allocated_size"]) for s in torch.cuda.memory_snapshot()
     ]
+    for tensor in [o for o in gc.get_objects() if isinstance(o, Tensor) and o.is_cuda]:
+        for holder in gc.get_referrers(tensor):
+            frame = getattr(holder, "f_code", None)
+            outer = [type(h).__name__ + str(getattr(h, "f_code", ""))[:90] for h in gc.get_referrers(holder)][:4]
+            found.append((tuple(tensor.shape), type(holder).__name__, str(frame)[:90], outer))
+    return found
 
 
 def use(calls: int = 3, **options: Any) -> None:
@@ -129,8 +132,8 @@ def test_a_fault_at_each_step(monkeypatch: pytest.MonkeyPatch, step: str, late: 
     assert not torch.cuda.is_current_stream_capturing()
     assert torch._dynamo.utils.counters["opara"][FallbackReason.CAPTURE_FAILED.value] == 1
     torch.randn(4, device="cuda")  # the generator is not stuck in capture
-    monkeypatch.undo()
     assert settled() <= before, left_over()
+    monkeypatch.undo()
     torch._dynamo.utils.counters.clear()
     use()
     assert not torch._dynamo.utils.counters["opara"]
