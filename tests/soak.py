@@ -1,6 +1,6 @@
 """A long run of everything at once: threads, mixed shapes, models that come and go, parameters that change.
 
-`python -m tests.soak --minutes 10 --threads 8 --out FILE` on a machine with a GPU. Every result is checked against
+`python -m tests.soak --minutes 10 --threads 8 --out FILE`, on the GPU if there is one. Every result is checked against
 eager; memory is sampled and must be flat over the last third. Exit code 1 if anything was wrong.
 """
 
@@ -75,12 +75,13 @@ class Gate:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside = 0
+        self._inside = self._waiting = 0
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """With others, but with nobody who wants to be alone."""
         with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
             self._inside += 1
         try:
             yield
@@ -93,24 +94,29 @@ class Gate:
     def alone(self) -> Iterator[None]:
         """While nobody is inside, and nobody may enter."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._inside)
-            yield
+            self._waiting += 1
+            try:
+                self._changed.wait_for(lambda: not self._inside)
+                yield
+            finally:
+                self._waiting -= 1
+                self._changed.notify_all()
 
 
 class Service:
     """A compiled model that many threads call, one may update, and one may replace."""
 
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], nn.Module], device: str) -> None:
+        self._make, self.device = make, device
         self.gate = Gate()
         self.replace()
 
     def replace(self) -> None:
         """A new model, compiled anew and called with every size there will be; the old one is dropped."""
-        self.model = _with_own_code(self._make()).cuda().eval()
+        self.model = _with_own_code(self._make()).to(self.device).eval()
         self.call = torch.compile(self.model, backend="opara", dynamic=True, options={"max_captures": 4})
         for rows in range(1, ROWS + 1):
-            self.call(torch.ones(rows, SIZE, device="cuda"))
+            self.call(torch.ones(rows, SIZE, device=self.device))
 
     def update(self, draw: random.Random) -> None:
         """Change all parameters, in place or by new memory."""
@@ -122,7 +128,12 @@ class Service:
             else:
                 parameter.data.copy_(new)
         # Callers look at their results, so the GPU is done with the old values, and must be done with writing the new.
-        # Not `torch.cuda.synchronize()`, which CUDA refuses while another thread captures.
+        settle(self.device)
+
+
+def settle(device: str) -> None:
+    """Wait for what this thread has launched. Not for the device, which CUDA refuses while another thread captures."""
+    if device == "cuda":
         torch.cuda.current_stream().synchronize()
 
 
@@ -140,8 +151,10 @@ def turns(services: list[Service], world: Gate, seed: int, until: float, done: C
     Compiling stops the world: under any backend, torch refuses calls of compiled code while another thread traces.
     """
     draw = random.Random(seed)
-    numbers = torch.Generator("cuda").manual_seed(seed)  # threads that shared one would have no reproducible inputs
-    with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
+    device = services[0].device
+    numbers = torch.Generator(device).manual_seed(seed)  # threads that shared one would have no reproducible inputs
+    own = torch.cuda.stream(torch.cuda.Stream()) if device == "cuda" else contextlib.nullcontext()
+    with torch.no_grad(), own:
         while time.monotonic() < until and not errors:
             service = draw.choice(services)
             chance = draw.random()
@@ -149,7 +162,7 @@ def turns(services: list[Service], world: Gate, seed: int, until: float, done: C
                 if chance < RELOAD:
                     with world.alone():
                         service.replace()
-                        torch.cuda.current_stream().synchronize()
+                        settle(service.device)
                     done["models compiled"] += 1
                 elif chance < RELOAD + UPDATE:
                     with world.together(), service.gate.alone():
@@ -158,7 +171,7 @@ def turns(services: list[Service], world: Gate, seed: int, until: float, done: C
                 else:
                     # Mostly a few shapes, which are captured; sometimes one of many, which displace each other.
                     rows = draw.choice((1, 8, 16)) if draw.random() < 0.9 else draw.randint(2, ROWS)
-                    x = torch.randn(rows, SIZE, device="cuda", generator=numbers)
+                    x = torch.randn(rows, SIZE, device=device, generator=numbers)
                     with world.together(), service.gate.together():
                         found, expected = service.call(x), service.model(x)
                         off = float((found - expected).abs().max())
@@ -175,15 +188,15 @@ def flat(samples: list[int]) -> bool:
     return not samples or max(samples[start:]) <= 1.02 * max(samples[:start], default=0)
 
 
-def soak(minutes: float, threads: int) -> dict[str, Any]:
+def soak(minutes: float, threads: int, device: str) -> dict[str, Any]:
     """Run it, and say what happened."""
     done: Counter[str] = Counter()
     errors: list[str] = []
     reserved: list[int] = []
     world = Gate()
     with collect() as records, torch.no_grad():
-        services = [Service(make) for make in (Branches, Attention, Convolutions) for _ in range(2)]
-        torch.cuda.synchronize()
+        services = [Service(make, device) for make in (Branches, Attention, Convolutions) for _ in range(2)]
+        settle(device)
         started = time.monotonic()
         until = started + 60 * minutes
         running = [
@@ -198,7 +211,8 @@ def soak(minutes: float, threads: int) -> dict[str, Any]:
             task = progress.add_task("soak", total=60 * minutes)
             while any(thread.is_alive() for thread in running):
                 time.sleep(min(5.0, minutes * 60 / 20))
-                reserved.append(torch.cuda.memory_reserved())
+                if device == "cuda":
+                    reserved.append(torch.cuda.memory_reserved())
                 progress.update(task, completed=time.monotonic() - started, description=f"{done['calls']} calls")
         for thread in running:
             thread.join()
@@ -226,17 +240,16 @@ def main() -> int:
     parser.add_argument("--commit", default="", help="commit the code is at, for the record")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     chosen = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("the soak needs a GPU")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.basicConfig(level=logging.ERROR)
     found = {
         "schema": "opara.soak/1",
-        "device": torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "torch": torch.__version__,
         "opara": __version__,
         "commit": chosen.commit,
         "command": f"python -m tests.soak --minutes {chosen.minutes:g} --threads {chosen.threads}",
-        **soak(chosen.minutes, chosen.threads),
+        **soak(chosen.minutes, chosen.threads, device),
     }
     text = json.dumps(found, indent=1)
     if chosen.out:
