@@ -82,6 +82,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
     from opara_backend.lowering import inductor as lowering
 
+    compilation.reached = True  # even if Inductor finds nothing to run in it, and makes no module
     request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
     with upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
