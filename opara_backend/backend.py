@@ -83,6 +83,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
     from opara_backend.execution.cuda_graph import compiling
     from opara_backend.lowering import inductor as lowering
 
+    compilation.reached = True  # even if Inductor finds nothing to run in it, and makes no module
     request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
     with compiling(), upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)

@@ -59,7 +59,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
 
 @dataclass
 class Compilation:
-    """The compilation under way. reached: whether one of our own modules, new or from a cache, came out of it."""
+    """The compilation under way. reached: whether our hook or a module of ours from a cache served it."""
 
     options: Options
     reached: bool = False

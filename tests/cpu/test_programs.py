@@ -360,6 +360,12 @@ def test_views_of_one_argument_share_its_memory() -> None:
             assert whole is x
 
 
+@pytest.mark.parametrize("program", [torch.real, torch.adjoint, lambda x: x[:0] + 1], ids=["same", "view", "empty"])
+def test_graph_with_nothing_to_run_is_no_step_down(agree: Agree, program: Any) -> None:
+    strict = {"fallback": "error"}
+    agree(program, lambda n: (torch.full((3, 4), float(n)),), records=None, planned=False, options=strict)
+
+
 def test_outputs_stay_valid_and_apart(agree: Agree) -> None:
     def function(x: Tensor) -> Any:
         a = (x @ x).tanh()
