@@ -23,17 +23,26 @@ class CostModel:
     """Constants of the model, in seconds and fractions; defaults calibrated on an H200 (bench/calibration.py).
 
     ramp: the part of a kernel's measured duration in which it holds none of the GPU (launch, first loads, drain);
-    at most half of it. wait_latency: added if the kernel waits for other streams. bandwidth: share of the vendor's
-    memory bandwidth that kernels reach together. stream_latency: what each stream beyond the first costs a replay.
+    at most half of it. bandwidth: share of the vendor's memory bandwidth that kernels reach together. interference:
+    how much slower a kernel runs beside others that hold the whole GPU (caches, issue slots), in proportion if less.
+    launch_interval: least time between the starts of two kernels. branch_latency: how much later each further stream
+    begins. sync_latency: added where streams join that are not in step. settling: how long after the start, per
+    stream beyond the first, no streams are in step. step_memory: how long a wait may lie back and still be cheap.
+    stream_latency: what each stream beyond the first costs a replay.
     """
 
     ramp: float = 2.8e-6
-    wait_latency: float = 0.7e-6
-    bandwidth: float = 0.6
-    stream_latency: float = 1.0e-6
+    bandwidth: float = 0.9
+    interference: float = 0.25
+    launch_interval: float = 0.2e-6
+    branch_latency: float = 0.7e-6
+    sync_latency: float = 1.1e-6
+    settling: float = 15e-6
+    step_memory: float = 80e-6
+    stream_latency: float = 0.3e-6
 
 
-FREE = CostModel(0.0, 0.0, 1.0, 0.0)  # starting and waiting cost nothing
+FREE = CostModel(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)  # starting and waiting cost nothing
 NOTHING = (0.0, 0.0, 0.0, 0.0)
 
 

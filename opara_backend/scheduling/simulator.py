@@ -3,16 +3,19 @@
 Takes: a KernelGraph, its Profile (durations, grids and blocks), a Schedule, a DeviceSpec. Gives: when each kernel
 starts and ends. Must not change: anything. Imports no torch. Deterministic.
 
-The model. A kernel may start when the kernel before it on its stream has ended and so have those it waits for; it
-then takes its ramp (`costs`; longer after a wait for another stream) until its blocks reach the GPU. Blocks are
-dispatched oldest kernel first, as many as fit, and none of a younger kernel before all of an older one (Amert et al.,
-RTSS 2017); of kernels that arrive together the one launched first is older. The GPU is one pool of threads,
-registers, shared memory and block slots, and a block once placed stays until it ends. While blocks of memory-bound
-kernels together ask for more than the memory's bandwidth, all of them slow down in proportion. A kernel ends with its
-last block.
+The model. A kernel is launched when the kernel before it on its stream has ended and so have those it waits for; it
+then takes its ramp (`costs`) until its blocks reach the GPU. Launches are a small interval apart, and at the start of
+a replay the streams begin one after the other. Where streams join that are not in step (they never waited for each
+other before, the wait lies far back, or the replay has only just begun) the launch comes late.
+
+Blocks are dispatched oldest kernel first, as many as fit, and none of a younger kernel before all of an older one
+(Amert et al., RTSS 2017); of kernels that arrive together the one launched first is older. The GPU is one pool of
+threads, registers, shared memory and block slots, and a block once placed stays until it ends. While blocks of
+memory-bound kernels together ask for more than the memory's bandwidth, all of them slow down in proportion; and every
+kernel slows down with the part of the GPU that others hold. A kernel ends with its last block.
 
 Left out: how blocks spread over single SMs, caches (a kernel whose input a neighbour has just written runs faster
-than alone), clocks, instruction mix within an SM.
+than alone), clocks. README.md says what these would change.
 """
 
 from __future__ import annotations
@@ -73,28 +76,34 @@ class _Run:
         self.place = {kernel: place for place, kernel in enumerate(schedule.order)}
         self.blockers = [0] * len(graph)  # how many kernels each still has to see ended
         self.waiters: list[list[int]] = [[] for _ in range(len(graph))]
+        self.joins = [False] * len(graph)  # kernels with more than one to see ended
+        self.in_step: set[tuple[int, int]] = set()  # pairs of streams, the lower first, that have waited before
+        self.next_launch = 0.0  # when a kernel on another stream than `launching` may be launched
+        self.launching = -1
+        self.begin = costs.stream_latency * max(0, schedule.streams - 1)
         last: dict[int, int] = {}
         for kernel in schedule.order:
             stream = schedule.stream[kernel]
             before = sorted({*schedule.waits[kernel], *([last[stream]] if stream in last else [])})
+            self.joins[kernel] = len(before) > 1
             self.blockers[kernel] = len(before)
             for awaited in before:
                 self.waiters[awaited].append(kernel)
             last[stream] = kernel
 
     def timeline(self) -> Timeline:
-        now = self.costs.stream_latency * max(0, self.schedule.streams - 1)
-        for kernel in self.schedule.order:
-            if not self.blockers[kernel]:
-                self._release(kernel, now)
+        now = self.begin
+        roots = [kernel for kernel in self.schedule.order if not self.blockers[kernel]]
+        for index, kernel in enumerate(roots):
+            self._release(kernel, now + index * self.costs.branch_latency)
         while self.arrivals or self.batches:
-            rate = self._memory_rate()
-            soonest = min((b.left / self._rate(b, rate) for b in self.batches), default=math.inf)
-            arrival = min(self.arrivals)[0] - now if self.arrivals else math.inf
-            step = min(soonest, arrival)
+            rates = self._rates()
+            step = min((b.left / rates[b.kernel] for b in self.batches), default=math.inf)
+            if self.arrivals:
+                step = min(step, min(self.arrivals)[0] - now)
             now += step
             for batch in self.batches:
-                batch.left -= step * self._rate(batch, rate)
+                batch.left -= step * rates[batch.kernel]
             self._finish(now)
             for arrived in sorted(a for a in self.arrivals if a[0] <= now + _INSTANT):
                 self.arrivals.remove(arrived)
@@ -104,8 +113,23 @@ class _Run:
         return Timeline(tuple(self.start), tuple(self.end))
 
     def _release(self, kernel: int, now: float) -> None:
-        latency = self.cost[kernel].ramp + (self.costs.wait_latency if self.schedule.waits[kernel] else 0.0)
-        self.arrivals.append((now + latency, self.place[kernel], kernel))
+        stream = self.schedule.stream[kernel]
+        launch = now if stream == self.launching else max(now, self.next_launch)
+        self.next_launch, self.launching = launch + self.costs.launch_interval, stream
+        latency = self.cost[kernel].ramp
+        if self._out_of_step(kernel, now):
+            latency += self.costs.sync_latency
+        self.arrivals.append((launch + latency, self.place[kernel], kernel))
+
+    def _out_of_step(self, kernel: int, now: float) -> bool:
+        own, waits = self.schedule.stream[kernel], self.schedule.waits[kernel]
+        pairs = [(min(own, other), max(own, other)) for other in (self.schedule.stream[w] for w in waits)]
+        known = all(pair in self.in_step for pair in pairs)
+        self.in_step.update(pairs)
+        if not self.joins[kernel]:
+            return False
+        settled = now - self.begin >= self.costs.settling * (self.schedule.streams - 1)
+        return not (known and settled and all(now - self.end[w] <= self.costs.step_memory for w in waits))
 
     def _finish(self, now: float) -> None:
         ended = [b for b in self.batches if b.left <= _INSTANT]
@@ -140,10 +164,18 @@ class _Run:
                 return
             self.queue.pop(0)
 
-    def _memory_rate(self) -> float:
-        """How fast memory-bound blocks run: 1 unless together they ask for more than there is."""
-        asked = math.fsum(self.cost[b.kernel].bandwidth * b.blocks for b in self.batches)
-        return 1.0 if asked <= 1.0 else 1.0 / asked
-
-    def _rate(self, batch: _Batch, memory_rate: float) -> float:
-        return memory_rate if self.cost[batch.kernel].bandwidth else 1.0
+    def _rates(self) -> dict[int, float]:
+        """How fast each kernel's blocks run, 1 if alone on the GPU."""
+        held: dict[int, float] = {}
+        asked = 0.0
+        for batch in self.batches:
+            cost = self.cost[batch.kernel]
+            held[batch.kernel] = held.get(batch.kernel, 0.0) + batch.blocks * max(cost.share)
+            asked += batch.blocks * cost.bandwidth
+        memory_rate = 1.0 if asked <= 1.0 else 1.0 / asked
+        together = math.fsum(held.values())
+        return {
+            kernel: (memory_rate if self.cost[kernel].bandwidth else 1.0)
+            / (1.0 + self.costs.interference * (together - own))
+            for kernel, own in held.items()
+        }

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import calibration, documents
-from bench.calibration import Calibration, calibrate, fit, ranks, spearman
+from bench.calibration import Calibration, attainable, calibrate, cross_validate, fit, ranks, spearman
 from bench.recorded import Measured, Recording, load_all
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.costs import CostModel
@@ -20,7 +20,7 @@ from tests.gpu_profiles import GPU, kernel, tiny_recording
 from tests.strategies import graph_with_edges
 
 VALUES = st.lists(st.integers(0, 5).map(float), min_size=2, max_size=8)
-TRUTH = CostModel(ramp=1.4e-6, wait_latency=0.0, stream_latency=2e-6)
+TRUTH = CostModel(ramp=1.4e-6, interference=0.5)
 
 
 def measured_by(costs: CostModel) -> Recording:
@@ -65,6 +65,12 @@ def test_a_ranking_agrees_with_itself(values: list[float]) -> None:
     assert spearman(values, [v**3 for v in values]) == pytest.approx(1.0 if len(set(values)) > 1 else 0.0)
 
 
+def test_what_differs_less_than_the_noise_cannot_be_ranked() -> None:
+    assert attainable([1.0, 1.1, 1.2, 1.3]) == 1.0
+    assert 0.3 < attainable([1.0 + 0.001 * step for step in range(10)]) < 0.9
+    assert attainable([1.0, 1.0]) == 0.0, "equal values have no ranks"
+
+
 # --- one recording ---------------------------------------------------------------------------------------------------
 
 
@@ -82,8 +88,10 @@ def test_what_the_figures_mean() -> None:
         graph="tiny-float16",
         schedules=2,
         spearman=-1.0 if predicted < 3e-6 else 1.0,
+        attainable=1.0,
         error=pytest.approx(abs(predicted / 6e-6 - 1) / 2, abs=1e-4),
         first_choice=2.0 if predicted < 3e-6 else 1.0,
+        best_tried=1.0,
         spread=1.0,
     )
 
@@ -109,6 +117,28 @@ def test_the_fit_finds_constants_that_rank_better() -> None:
     assert fit(recordings, TRUTH) == (TRUTH, 1.0), "the best constants stay"
 
 
+def test_a_recording_is_ranked_with_constants_that_only_others_were_fitted_to() -> None:
+    found = measured_by(TRUTH)
+    true = replace(found, about={**found.about, "model": "true"})
+    plain = replace(measured_by(CostModel()), about={**found.about, "model": "plain"})
+    assert cross_validate([true, plain], CostModel()) == [
+        calibrate(true, fit([plain], CostModel())[0]).spearman,
+        calibrate(plain, fit([true], CostModel())[0]).spearman,
+    ]
+    alone = cross_validate([true, replace(true), plain], CostModel())
+    assert alone[0] == alone[1] == calibrate(true, CostModel()).spearman, "nor is its other element type"
+
+
+def test_the_best_tried_is_the_best_of_one_stream_and_the_best_predicted() -> None:
+    recording = measured_by(CostModel())
+    seconds = [item.seconds for item in recording.measured]
+    last = max(range(len(seconds)), key=lambda i: (recording.measured[i].schedule.streams > 1, seconds[i]))
+    altered = list(recording.measured)
+    altered[last] = replace(altered[last], seconds=min(seconds) / 2)  # predicted worst and measured best: not tried
+    found = calibrate(replace(recording, measured=tuple(altered)))
+    assert found.first_choice == found.best_tried == 2.0
+
+
 # --- what was recorded on a GPU --------------------------------------------------------------------------------------
 
 
@@ -118,14 +148,17 @@ def found() -> list[Calibration]:
 
 
 def test_most_graphs_are_ranked_well(found: list[Calibration]) -> None:
-    assert sum(row.spearman >= 0.8 for row in found) >= 8
-    assert all(row.spearman > 0 for row in found)
+    assert sum(row.spearman >= 0.8 for row in found) >= 0.65 * len(found)
+    assert sum(row.spearman for row in found) / len(found) >= 0.8
+    assert all(row.spearman > 0.3 for row in found)
 
 
-def test_what_differs_much_is_ranked_and_what_is_ranked_first_is_good(found: list[Calibration]) -> None:
-    assert all(row.first_choice <= 1.15 for row in found)
+def test_what_is_ranked_first_is_good_and_the_best_tried_nearly_the_best(found: list[Calibration]) -> None:
+    assert all(row.first_choice <= 1.08 for row in found)
+    assert sum(row.first_choice for row in found) / len(found) <= 1.015
+    assert all(row.best_tried <= 1.03 for row in found)
     assert all(row.error <= 0.2 for row in found)
-    assert sum(row.error for row in found) / len(found) <= 0.08
+    assert sum(row.error for row in found) / len(found) <= 0.085
 
 
 def test_the_committed_figures_are_these(found: list[Calibration]) -> None:
@@ -142,4 +175,5 @@ def test_the_command_writes_what_it_shows(
     shown = capsys.readouterr().out
     assert "tiny-float16" in shown
     assert "best constants: CostModel(" in shown
+    assert "fitted to the other models: mean Spearman" in shown
     assert [row["schedules"] for row in documents.read(tmp_path / "out.json", calibration.SCHEMA)["rows"]] == [16]

@@ -19,7 +19,7 @@ from opara_backend.scheduling.simulator import Timeline, simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import graph_of, graph_with_edges
 
-MODELS = st.sampled_from([FREE, CostModel(), CostModel(ramp=5e-6, wait_latency=2e-6, bandwidth=0.1)])
+MODELS = st.sampled_from([FREE, CostModel(), CostModel(ramp=5e-6, sync_latency=2e-6, bandwidth=0.1)])
 RECORDINGS = recorded.load_all()
 
 
@@ -160,14 +160,58 @@ def test_a_wave_asks_for_its_part_of_the_bytes() -> None:
     assert side_by_side(beside, waves).makespan == pytest.approx(12e-6, rel=1e-6)
 
 
-def test_what_costs_what() -> None:
-    """0 on one stream; 1 and, after both, 2 on another. Every kernel has 1 us of ramp."""
-    graph = graph_with_edges(3, [(0, 2), (1, 2)])
-    profile = Profile((kernel(4e-6, 1), kernel(3e-6, 1), kernel(3e-6, 1)), GPU)
-    costs = CostModel(ramp=1e-6, wait_latency=0.5e-6, bandwidth=1.0, stream_latency=0.25e-6)
-    timeline = simulate(graph, profile, Schedule((0, 1, 1), (0, 1, 2), ((), (), (0,))), GPU, costs)
-    assert timeline.start == pytest.approx((1.25e-6, 1.25e-6, 5.75e-6))
-    assert timeline.end == pytest.approx((4.25e-6, 3.25e-6, 7.75e-6))
+def test_streams_begin_one_after_the_other_and_launches_are_an_interval_apart() -> None:
+    """Two streams; what each beyond the first costs comes before all, 1 begins 1 us after 0, and 2 and 3 behind 0."""
+    graph = graph_with_edges(4, [(0, 2), (0, 3)])
+    profile = Profile((kernel(4e-6, 1), kernel(1e-6, 1), kernel(1e-6, 1), kernel(1e-6, 1)), GPU)
+    costs = replace(FREE, stream_latency=0.25e-6, branch_latency=1e-6, launch_interval=0.5e-6)
+    timeline = simulate(graph, profile, Schedule((0, 1, 0, 1), (0, 1, 2, 3), ((), (), (), (0,))), GPU, costs)
+    assert timeline.start == pytest.approx((0.25e-6, 1.25e-6, 4.25e-6, 4.75e-6))
+
+
+JOINED_TWICE = graph_with_edges(6, [(0, 2), (1, 2), (2, 4), (3, 4), (1, 3), (0, 5)])
+"""0, 2 and 4 on one stream, 1, 3 and 5 on another: 2 joins first, 4 joins again, 5 waits for 0, long ended."""
+
+
+def joined_twice(costs: CostModel, between: float = 1e-6) -> tuple[float, ...]:
+    """How much later than what they wait for 2, 4 and 5 start."""
+    profile = Profile((*(kernel(1e-6, 1) for _ in range(3)), kernel(between, 1), kernel(1e-6, 1), kernel(1e-6, 1)), GPU)
+    schedule = Schedule((0, 1, 0, 1, 0, 1), (0, 1, 2, 3, 4, 5), ((), (), (1,), (), (3,), (0,)))
+    timeline = simulate(JOINED_TWICE, profile, schedule, GPU, costs)
+    before = {2: (0, 1), 4: (2, 3), 5: (3, 0)}
+    return tuple(timeline.start[k] - max(timeline.end[b] for b in waits) for k, waits in before.items())
+
+
+def test_streams_that_join_for_the_first_time_cost_more() -> None:
+    costs = replace(FREE, sync_latency=3e-6, step_memory=1.0)
+    assert joined_twice(costs) == pytest.approx((3e-6, 0.0, 0.0), abs=1e-12)
+
+
+def test_a_wait_that_lies_far_back_costs_as_much() -> None:
+    costs = replace(FREE, sync_latency=3e-6, step_memory=5e-6)
+    assert joined_twice(costs, between=4e-6) == pytest.approx((3e-6, 0.0, 0.0), abs=1e-12)
+    assert joined_twice(costs, between=6e-6) == pytest.approx((3e-6, 0.0, 3e-6), abs=1e-12)
+
+
+def test_no_streams_are_in_step_when_a_replay_has_just_begun() -> None:
+    costs = replace(FREE, sync_latency=3e-6, step_memory=1.0, settling=4.5e-6)
+    assert joined_twice(costs) == pytest.approx((3e-6, 0.0, 3e-6), abs=1e-12), "5 starts at 2 us, 4 at 5 us"
+
+
+def test_a_kernel_that_waits_for_one_other_starts_at_once() -> None:
+    graph = graph_with_edges(2, [(0, 1)])
+    schedule = Schedule((0, 1), (0, 1), ((), (0,)))
+    timeline = simulate(graph, Profile((kernel(1e-6, 1),) * 2, GPU), schedule, GPU, replace(FREE, sync_latency=3e-6))
+    assert timeline.makespan == pytest.approx(2e-6)
+
+
+def test_a_kernel_slows_down_with_the_part_of_the_gpu_that_others_hold() -> None:
+    """Half the GPU each: at 0.4 both run at 1 / 1.2; what is left of the longer runs undisturbed."""
+    half = kernel(2e-6, 132, threads=1024)
+    costs = replace(FREE, interference=0.4)
+    assert side_by_side(half, half, costs=costs).end == pytest.approx((2.4e-6, 2.4e-6))
+    assert side_by_side(half, replace(half, duration=3e-6), costs=costs).end == pytest.approx((2.4e-6, 3.4e-6))
+    assert side_by_side(half, costs=costs).makespan == pytest.approx(2e-6)
 
 
 def test_of_a_kernel_shorter_than_two_ramps_half_is_ramp() -> None:
