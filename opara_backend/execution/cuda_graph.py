@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from opara_backend import upstream
-from opara_backend.execution.host import Arena, Plan
+from opara_backend.execution.host import Arena, Plan, run_unplanned
 from opara_backend.execution.program import Activation, Program
 from opara_backend.lowering.program import RANDOM_STATE
 
@@ -130,9 +130,10 @@ def _capture(
                     raise
                 _end_capture(graph, device, pool)
             graph.instantiate()
-        except BaseException:
+        except BaseException as error:
             graph.reset()
-            _forget_errors(device)
+            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+                _absorb_errors(program, args, device)
             raise
         finally:
             upstream.clear_cublas_workspaces()
@@ -157,11 +158,15 @@ def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Str
         _end_capture(graph, streams[0].device, pool)
 
 
-def _forget_errors(device: torch.device) -> None:
-    """Take the error that a library left behind in capture, or the next kernel anyone launches would report it."""
+def _absorb_errors(program: Program, args: Sequence[Any], device: torch.device) -> None:
+    """Run the program plainly until it succeeds, for what failed in capture may fail once more outside.
+
+    cuSOLVER's first call after one that capture refused fails, whoever makes it: better we than the user.
+    """
     for _ in range(3):
-        with contextlib.suppress(torch.AcceleratorError):
-            torch.zeros(1, device=device)
+        with contextlib.suppress(RuntimeError):
+            run_unplanned(program, args)
+            torch.cuda.current_stream(device).synchronize()
             return
 
 

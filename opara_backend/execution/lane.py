@@ -220,7 +220,8 @@ class CudaLane:
         plan = self._decided.get(key)
         if plan is not None:  # nothing to find out: the same kernels, read from other addresses
             streams = private_streams(self.device, plan.schedule.streams)
-            captured = capture(program, plan, arguments.values, streams, self._memory_pool())
+            with self._state_kept(arguments.written_static(program, graph), graph):
+                captured = capture(program, plan, arguments.values, streams, self._memory_pool())
         else:
             with self._state_kept(arguments.written_static(program, graph), graph):
                 profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))

@@ -24,5 +24,7 @@ def fresh_dynamo() -> Iterator[None]:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
-    yield
+    # Threads that call models compiled with dynamic=True restore each other's settings.
+    with torch._dynamo.config.patch(assume_static_by_default=True, automatic_dynamic_shapes=True):
+        yield
     torch._dynamo.reset()
