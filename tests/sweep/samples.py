@@ -131,8 +131,9 @@ def _draw(operator: str, device: str, count: int | None, *, salt: str) -> list[t
     numpy.random.seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Of itself, the database would set the same seed before every sample.
-        made = _database()[operator].sample_inputs(device, dtype, requires_grad=False, set_seed=False)
+        # Not `op.sample_inputs`, which sets one seed before every sample and looks through the caller's whole stack.
+        op = _database()[operator]
+        made = op.sample_inputs_func(op, device, dtype, False)
         return [(one.input, tuple(one.args), dict(one.kwargs)) for one in itertools.islice(made, count)]
 
 
