@@ -24,7 +24,7 @@ from opara_backend.kernel_graph import Edge, KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling import chains, launch_order, list_scheduling, streams
 from opara_backend.scheduling.launch_order import LaunchOrder
-from opara_backend.scheduling.schedule import Schedule, verify, with_waits
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify, with_waits
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,19 @@ def draft(graph: KernelGraph, profile: Profile, policy: StreamPolicy, order_by: 
         raise ValueError(f"the stream policy placed {len(allocation.stream)} kernels of {len(graph)}")
     constrained = replace(graph, edges=(*graph.edges, *allocation.edges)) if allocation.edges else graph
     order = order_by(constrained, profile)
+    _check_order(constrained, order)
     stream = streams.bound_width(constrained, allocation.stream, order, profile.durations(), width)
     return with_waits(constrained, stream, order)
+
+
+def _check_order(graph: KernelGraph, order: tuple[int, ...]) -> None:
+    if sorted(order) != list(range(len(graph))):
+        raise ScheduleError(f"the launch order must launch each of the {len(graph)} kernels exactly once: {order}")
+    place = {kernel: index for index, kernel in enumerate(order)}
+    for edge in graph.edges:
+        if place[edge.src] > place[edge.dst]:
+            first, second = (graph.kernels[k].name for k in (edge.src, edge.dst))
+            raise ScheduleError(f"the launch order puts {second} before {first}, which it depends on")
 
 
 def _find(name: str, built_in: Mapping[str, Any], group: str, what: str) -> Any:

@@ -47,10 +47,14 @@ def candidates(graph: KernelGraph, profile: Profile, *, count: int, streams: int
     sequential = build(graph, profile, policy="sequential", launch_order="program", streams=1)
     others: dict[tuple[object, ...], Schedule] = {}
     for schedule in _menu(graph, profile, streams):
-        if len(others) >= max(len(MENU), count - 1):
-            break
         if schedule.streams > 1:
             others.setdefault((schedule.stream, schedule.order, schedule.waits), schedule)
+    if others:  # else there is nothing to run side by side
+        for schedule in _random(graph, profile, streams):
+            if len(others) >= count - 1:
+                break
+            if schedule.streams > 1:
+                others.setdefault((schedule.stream, schedule.order, schedule.waits), schedule)
     ranked = list(others.values())
     device = profile.device
     if device is not None and len(ranked) >= count:
@@ -62,7 +66,10 @@ def _menu(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedu
     for policy, order, width in MENU:
         if width is None or width <= streams:
             yield build(graph, profile, policy=policy, launch_order=order, streams=width or streams)
-    for seed in range(RANDOM_CANDIDATES):  # only reached where so many candidates are asked for
+
+
+def _random(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:
+    for seed in range(RANDOM_CANDIDATES):
         base = stream_policy("list_k" if seed % 2 else "opara")
         width = min(streams, (4, 8, 3)[seed % 3])
         schedule = draft(graph, profile, base, functools.partial(random, seed=seed), width)

@@ -14,7 +14,7 @@ from opara_backend.scheduling.costs import FREE, CostModel
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
-from tests.strategies import graph_with_edges
+from tests.strategies import ORDERS, graph_with_edges
 
 ROUNDING = 1 - 1e-9
 
@@ -35,6 +35,16 @@ def test_list_scheduling_does_not_beat_the_critical_path(found: Scheduled, strea
         assert (
             simulate(graph, profile, schedule, GPU, costs).makespan >= bounds.critical_path(graph, profile) * ROUNDING
         )
+
+
+@given(gpu_schedules(contended=False), st.integers(1, 16), st.sampled_from(ORDERS))
+def test_list_scheduling_lies_between_the_bound_and_one_stream(found: Scheduled, streams: int, order: str) -> None:
+    """Where nothing but kernels costs anything and none shares the memory's bandwidth."""
+    graph, profile, _ = found
+    schedule = build(graph, profile, policy="list_k", launch_order=order, streams=streams)
+    makespan = simulate(graph, profile, schedule, GPU, FREE).makespan
+    assert bounds.lower_bound(graph, profile, FREE) * ROUNDING <= makespan * (1 + 1e-9)
+    assert makespan <= sum(profile.durations()) * (1 + 1e-9) + 1e-12
 
 
 @pytest.mark.parametrize("recording", recorded.load_all(), ids=lambda r: r.name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import KernelProfile, Profile
 from opara_backend.scheduling import launch_order, list_scheduling, streams
@@ -40,6 +44,8 @@ from tests.strategies import (
 ONE_KERNEL = graph_of(("in", "a"))
 ONE_PROFILE = profile_of(("memory", 1.0))
 
+RECORDINGS = recorded.load_all()
+
 ProfiledGraph = tuple[KernelGraph, Profile]
 
 
@@ -48,6 +54,16 @@ def test_every_policy_makes_valid_schedules(found: tuple[KernelGraph, Schedule])
     graph, schedule = found
     verify(graph, schedule)
     assert reference.is_valid(graph, schedule)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda r: r.name)
+def test_any_policy_goes_with_any_order_on_what_was_recorded(
+    recording: recorded.Recording, policy: str, order: str
+) -> None:
+    schedule = build(recording.graph, recording.profile, policy=policy, launch_order=order, streams=8)
+    verify(recording.graph, schedule)
 
 
 @given(profiled_graphs(), st.sampled_from(FREE_POLICIES), st.sampled_from(ORDERS), WIDTHS)
@@ -104,6 +120,35 @@ def test_the_same_input_gives_the_same_schedule(problem: ProfiledGraph, policy: 
     assert build(again, profile, policy=policy, launch_order=order, streams=width) == first
 
 
+def test_schedules_depend_neither_on_the_process_nor_on_how_strings_hash() -> None:
+    program = f"""
+import hashlib
+from bench.recorded import load, FOLDER
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.search import candidates
+found = []
+for name in ("squeezenet-float16", "moe_decode-float16"):
+    recording = load(FOLDER / (name + ".json.gz"))
+    graph, profile = recording.graph, recording.profile
+    for policy in {POLICIES!r}:
+        for order in {ORDERS!r}:
+            found.append(build(graph, profile, policy=policy, launch_order=order, streams=8))
+    found += candidates(graph, profile, count=40, streams=8)
+print(hashlib.sha256(repr(found).encode()).hexdigest())
+"""
+    shown = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("0", "1", "12345")
+    }
+    assert len(shown) == 1
+
+
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +187,28 @@ def test_a_policy_that_a_package_announces_is_found(monkeypatch: pytest.MonkeyPa
             launch_order="program",
             streams=8,
         )
+
+
+def test_so_is_a_launch_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SimpleNamespace(name="backwards", load=lambda: lambda graph, profile: tuple(reversed(range(len(graph)))))
+    monkeypatch.setattr(
+        importlib.metadata, "entry_points", lambda group: [own] if group == "opara_launch_orders" else []
+    )
+    graph, profile = graph_of(("in", "a"), ("in", "b")), profile_of(*[("memory", 1.0)] * 2)
+    schedule = build(graph, profile, policy="opara", launch_order="backwards", streams=8)
+    assert schedule == Schedule((0, 1), (1, 0), ((), ()), "opara/backwards")
+    assert order_names() == (*BUILT_IN_ORDERS, "backwards")
+    with pytest.raises(ScheduleError, match="the launch order puts k1 before k0, which it depends on"):
+        build(graph_of(("in", "a"), ("a", "b")), profile, policy="opara", launch_order="backwards", streams=8)
+
+
+@pytest.mark.parametrize("order", [(), (0,), (0, 0), (0, 2), (0, 1, 1)], ids=str)
+def test_a_launch_order_that_is_none_is_refused(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = SimpleNamespace(name="mine", load=lambda: lambda graph, profile: order)
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [own])
+    graph, profile = graph_of(("in", "a"), ("in", "b")), profile_of(*[("memory", 1.0)] * 2)
+    with pytest.raises(ScheduleError, match="must launch each of the 2 kernels exactly once"):
+        build(graph, profile, policy="opara", launch_order="mine", streams=8)
 
 
 # --- folding onto fewer streams --------------------------------------------------------------------------------------
@@ -208,6 +275,21 @@ def test_nimble_covers_the_reduced_graph_with_the_fewest_chains(graph: KernelGra
         return False
 
     assert len(set(chain)) == len(graph) - sum(augment(kernel, set()) for kernel in range(len(graph)))
+
+
+@given(kernel_graphs(max_kernels=7))
+def test_no_other_way_of_chaining_needs_fewer_chains(graph: KernelGraph) -> None:
+    """Brute force: every way of giving kernels a predecessor in the reduced graph, no predecessor to two."""
+    reduced = transitive_reduction(graph)
+    before = [[first for first, afters in enumerate(reduced) if kernel in afters] for kernel in range(len(graph))]
+
+    def fewest(kernel: int, taken: frozenset[int]) -> int:
+        if kernel == len(graph):
+            return 0
+        opened = 1 + fewest(kernel + 1, taken)
+        return min([opened, *(fewest(kernel + 1, taken | {b}) for b in before[kernel] if b not in taken)])
+
+    assert len(set(nimble(graph))) == fewest(0, frozenset())
 
 
 @given(profiled_graphs(), st.sampled_from(ORDERS), WIDTHS)

@@ -14,7 +14,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, happens_before, verify, with_waits
 from tests import reference
-from tests.strategies import graph_of, kernel_graphs, profiled_graphs, scheduled_graphs
+from tests.strategies import FREE_POLICIES, graph_of, kernel_graphs, profiled_graphs, scheduled_graphs
 
 
 def accepted(graph: KernelGraph, schedule: Schedule) -> bool:
@@ -138,6 +138,28 @@ def test_a_kernel_moved_off_the_stream_that_ordered_it_is_rejected(data: st.Data
     moved = data.draw(st.sampled_from(conflicting))
     with pytest.raises(ScheduleError, match=rf"\bk{moved}\b"):
         verify(graph, on_stream(one_stream, moved, 1))
+
+
+@given(st.data())
+def test_a_wait_for_another_event_is_rejected(data: st.DataObject) -> None:
+    """For any event but those recorded behind the one that is needed."""
+    graph, profile = data.draw(profiled_graphs(min_kernels=4))
+    policy = data.draw(st.sampled_from(FREE_POLICIES))
+    schedule = build(graph, profile, policy=policy, launch_order="opara", streams=8)
+    before = reference.happens_before(schedule)
+    place = {kernel: index for index, kernel in enumerate(schedule.order)}
+    wrong = [
+        (kernel, awaited, other)
+        for kernel, waits in enumerate(schedule.waits)
+        for awaited in waits
+        for other in schedule.order[: place[kernel]]
+        if other != awaited and not before[awaited][other]
+    ]
+    assume(wrong)
+    kernel, awaited, other = data.draw(st.sampled_from(wrong))
+    waits = [other if wait == awaited else wait for wait in schedule.waits[kernel]]
+    with pytest.raises(ScheduleError, match="both touch"):
+        verify(graph, with_wait(schedule, kernel, waits))
 
 
 CHAIN = graph_of(("in", "a"), ("a", "b"), ("b", "c"))

@@ -1,0 +1,95 @@
+"""What is worth measuring: one stream first, then what is predicted best, each once and each valid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import recorded
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule, verify
+from opara_backend.scheduling.search import MENU, candidates
+from opara_backend.scheduling.simulator import simulate
+from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
+from tests.strategies import WIDTHS, graph_with_edges
+
+COUNTS = st.sampled_from([1, 2, 6, 20, 40])
+FORK = graph_with_edges(9, [(0, k) for k in range(1, 8)] + [(k, 8) for k in range(1, 8)])
+FORK_PROFILE = Profile(tuple(kernel(1e-6 * (3 + k), 60 + 20 * k, threads=512) for k in range(9)), GPU)
+
+
+def by_hand(graph: KernelGraph, profile: Profile, streams: int) -> list[Schedule]:
+    """Everything on the menu that fits the width and uses more than one stream, in the order of the menu."""
+    built = [
+        build(graph, profile, policy=policy, launch_order=order, streams=width or streams)
+        for policy, order, width in MENU
+        if width is None or width <= streams
+    ]
+    return [schedule for schedule in built if schedule.streams > 1]
+
+
+def shape(schedule: Schedule) -> tuple[object, ...]:
+    return schedule.stream, schedule.order, schedule.waits
+
+
+@given(gpu_schedules(), COUNTS, WIDTHS)
+def test_one_stream_comes_first_and_the_others_are_valid_and_different(
+    problem: Scheduled, count: int, streams: int
+) -> None:
+    graph, profile, _ = problem
+    found = candidates(graph, profile, count=count, streams=streams)
+    assert 1 <= len(found) <= count
+    assert found[0] == build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    assert len(set(map(shape, found))) == len(found)
+    for schedule in found[1:]:
+        verify(graph, schedule)
+        assert 1 < schedule.streams <= streams
+    assert candidates(graph, profile, count=count, streams=streams) == found
+
+
+@given(gpu_schedules(), WIDTHS)
+def test_the_others_are_those_of_the_menu_that_are_predicted_best(problem: Scheduled, streams: int) -> None:
+    graph, profile, _ = problem
+
+    def predicted(schedule: Schedule) -> float:
+        return simulate(graph, profile, schedule, GPU).makespan
+
+    found = [predicted(schedule) for schedule in candidates(graph, profile, count=6, streams=streams)[1:]]
+    menu = {shape(schedule): predicted(schedule) for schedule in by_hand(graph, profile, streams)}
+    if len(menu) > 5:
+        assert found == sorted(menu.values())[:5]
+    else:
+        assert set(menu.values()) <= set(found), "random ones fill up"
+
+
+def test_without_a_gpu_they_come_in_the_order_of_the_menu() -> None:
+    found = candidates(FORK, replace(FORK_PROFILE, device=None), count=4, streams=8)
+    different = list(dict.fromkeys(map(shape, by_hand(FORK, FORK_PROFILE, 8))))
+    assert [shape(schedule) for schedule in found[1:]] == different[:3]
+
+
+def test_beyond_the_menu_come_random_orders() -> None:
+    found = candidates(FORK, FORK_PROFILE, count=60, streams=8)
+    assert len(found) == 60
+    assert sum("random" in schedule.policy for schedule in found) >= 60 - 1 - len(MENU)
+
+
+@pytest.mark.parametrize("streams", [1, 8])
+def test_a_chain_has_one_candidate(streams: int) -> None:
+    chain = graph_with_edges(3, [(0, 1), (1, 2)])
+    profile = Profile(FORK_PROFILE.kernels[:3], GPU)
+    assert len(candidates(chain, profile, count=6, streams=streams)) == 1
+
+
+@pytest.mark.parametrize("recording", recorded.load_all(), ids=lambda r: r.name)
+def test_of_six_that_were_measured_the_best_is_nearly_the_best_of_all(recording: recorded.Recording) -> None:
+    measured = {shape(item.schedule): item.seconds for item in recording.measured}
+    tried = [shape(schedule) for schedule in candidates(recording.graph, recording.profile, count=6, streams=8)]
+    found = [measured[schedule] for schedule in tried if schedule in measured]
+    assert len(found) >= 5, "nearly all that is on the menu was measured"
+    assert min(found) <= 1.06 * min(measured.values())
