@@ -7,31 +7,26 @@ Must not change: state outside the program's intermediates, beyond one run's wor
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.candidates import capture_best, capture_plan, in_a_row, state_kept
 from opara_backend.execution.captures import Captures
-from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
+from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan
-from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.outputs import Loans, OutputSpec
-from opara_backend.execution.streams import private_streams
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.lowering.program import RANDOM_STATE
 from opara_backend.memory import MemoryPlanError
-from opara_backend.profiling.profile import Profile, build_profile
-from opara_backend.profiling.timing import profile_on_cuda
-from opara_backend.scheduling.policies import build
-from opara_backend.scheduling.schedule import Schedule, ScheduleError
+from opara_backend.profiling.profile import build_profile
+from opara_backend.scheduling.schedule import ScheduleError
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -206,7 +201,7 @@ class CudaLane:
         self._never = True
         try:
             profile = build_profile(graph, durations, None, None)
-            plan = self.runtime.plan(graph, profile, _in_a_row(graph, profile), captured=False)
+            plan = self.runtime.plan(graph, profile, in_a_row(graph, profile), captured=False)
         except Exception as error:  # then without a plan: what works for every program
             self.runtime.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
             return
@@ -217,15 +212,14 @@ class CudaLane:
         program = self.runtime.program
         self._captures.make_room()
         arguments = StaticArguments(program, graph, args)
-        plan = self._decided.get(key)
-        if plan is not None:  # nothing to find out: the same kernels, read from other addresses
-            streams = private_streams(self.device, plan.schedule.streams)
-            with self._state_kept(arguments.written_static(program, graph), graph):
-                captured = capture(program, plan, arguments.values, streams, self._memory_pool())
-        else:
-            with self._state_kept(arguments.written_static(program, graph), graph):
-                profile = profile_on_cuda(graph, lambda probe: self._probed(graph, arguments, probe))
-                plan, captured = self._best(key, graph, profile, arguments)
+        decided, pool = self._decided.get(key), self._memory_pool()
+        with state_kept(arguments.written_static(program, graph), graph):
+            if decided is not None:  # nothing to find out: the same kernels, read from other addresses
+                plan, captured = decided, capture_plan(program, decided, arguments, pool)
+            else:
+                plan, captured, tried = capture_best(self.runtime, graph, arguments, pool)
+                if tried:
+                    self.runtime.record.measured(key, tried)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
         arguments.let_go()
         self._captures.add(key, _Captured(captured, arguments, outputs, self._loans))
@@ -234,48 +228,6 @@ class CudaLane:
         if len(self._decided) > DECISIONS_KEPT:
             self._decided.popitem(last=False)
         self.runtime.record.planned(key, plan, captured=True)
-
-    def _best(
-        self, key: Key, graph: KernelGraph, profile: Profile, arguments: StaticArguments
-    ) -> tuple[Plan, CapturedGraph]:
-        """Capture every schedule that is to be tried, and keep the one that replays fastest."""
-        pool = self._memory_pool()
-        tried: list[tuple[Plan, CapturedGraph]] = []
-        for schedule in self.runtime.schedules(graph, profile):
-            plan = self.runtime.plan(graph, profile, schedule, captured=True)
-            streams = private_streams(self.device, schedule.streams)
-            tried.append((plan, capture(self.runtime.program, plan, arguments.values, streams, pool)))
-        if len(tried) == 1:
-            return tried[0]
-        seconds = seconds_per_replay([captured for _, captured in tried], self.runtime.options.search_seconds)
-        measured = [(plan.schedule, taken) for (plan, _), taken in zip(tried, seconds, strict=True)]
-        self.runtime.record.measured(key, measured)
-        best = min(range(len(tried)), key=seconds.__getitem__)
-        for index, (_, captured) in enumerate(tried):
-            if index != best:
-                captured.reset()
-        return tried[best]
-
-    def _probed(self, graph: KernelGraph, arguments: StaticArguments, probe: Probe | None) -> CapturedGraph:
-        """The program on one stream, with `probe` between its kernels if there is one."""
-        unknown = build_profile(graph, [0.0] * len(graph), None, None)
-        plan = self.runtime.plan(graph, unknown, _in_a_row(graph, unknown), captured=True)
-        pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
-        return capture(self.runtime.program, plan, arguments.values, private_streams(self.device, 1), pool, probe)
-
-    @contextlib.contextmanager
-    def _state_kept(self, tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
-        """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers."""
-        copies = [t.clone() for t in tensors]
-        random = any(RANDOM_STATE in k.writes for k in graph.kernels)
-        state = torch.cuda.get_rng_state(self.device) if random else None
-        try:
-            yield
-        finally:
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
-            if state is not None:
-                torch.cuda.set_rng_state(state, self.device)
 
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""
@@ -286,7 +238,3 @@ class CudaLane:
     def release(self) -> None:
         """Give back all captured graphs and their memory."""
         self._captures.clear()
-
-
-def _in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
-    return build(graph, profile, policy="sequential", launch_order="program", streams=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_backend import fallback
-from opara_backend.execution import cuda_graph, host, lane
+from opara_backend.execution import candidates, cuda_graph, host, lane
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
@@ -109,12 +109,12 @@ def failing(original: Callable[..., Any], late: bool) -> Callable[..., Any]:
 
 STEPS: dict[str, tuple[Any, str]] = {
     "static arguments": (lane, "StaticArguments"),
-    "profile": (lane, "profile_on_cuda"),
+    "profile": (candidates, "profile_on_cuda"),
     "schedules": (Runtime, "schedules"),
     "plan": (Runtime, "plan"),
     "launches": (cuda_graph, "_launch_all"),
     "instantiation": (torch.cuda.CUDAGraph, "instantiate"),
-    "search": (lane, "seconds_per_replay"),
+    "search": (candidates, "seconds_per_replay"),
     "outputs": (lane, "OutputSpec"),
 }
 

@@ -1,0 +1,89 @@
+"""Candidate schedules of one shape, captured and timed against each other: the fastest is kept.
+
+Takes: a Runtime, its KernelGraph with sizes bound, static arguments. Gives: the Plan kept and its captured graph.
+Must not change: state outside the program's intermediates; `state_kept` puts back what runs and replays write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
+from opara_backend.execution.host import Plan
+from opara_backend.execution.measure import seconds_per_replay
+from opara_backend.execution.program import Program
+from opara_backend.execution.streams import private_streams
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.profiling.profile import Profile, build_profile
+from opara_backend.profiling.timing import profile_on_cuda
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule
+
+if TYPE_CHECKING:
+    from opara_backend.execution.runtime import Runtime
+
+Tried = list[tuple[Schedule, float]]
+
+
+def capture_best(
+    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, pool: Any
+) -> tuple[Plan, CapturedGraph, Tried]:
+    """Profile the kernels, capture every schedule that is to be tried, and keep the one that replays fastest.
+
+    The third: the schedules tried with their seconds per replay; nothing if there was no choice.
+    """
+    profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, probe))
+    tried: list[tuple[Plan, CapturedGraph]] = []
+    for schedule in runtime.schedules(graph, profile):
+        plan = runtime.plan(graph, profile, schedule, captured=True)
+        tried.append((plan, capture_plan(runtime.program, plan, arguments, pool)))
+    if len(tried) == 1:
+        return (*tried[0], [])
+    seconds = seconds_per_replay([captured for _, captured in tried], runtime.options.search_seconds)
+    best = min(range(len(tried)), key=seconds.__getitem__)
+    for index, (_, captured) in enumerate(tried):
+        if index != best:
+            captured.reset()
+    return (*tried[best], [(plan.schedule, taken) for (plan, _), taken in zip(tried, seconds, strict=True)])
+
+
+def capture_plan(
+    program: Program, plan: Plan, arguments: StaticArguments, pool: Any, probe: Probe | None = None
+) -> CapturedGraph:
+    """`plan` captured on private streams; see `cuda_graph.capture`."""
+    streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
+    return capture(program, plan, arguments.values, streams, pool, probe)
+
+
+def in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
+    """One stream, program order."""
+    return build(graph, profile, policy="sequential", launch_order="program", streams=1)
+
+
+@contextlib.contextmanager
+def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
+    """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers."""
+    device = torch.device(graph.device)
+    copies = [t.clone() for t in tensors]
+    state = torch.cuda.get_rng_state(device) if any(RANDOM_STATE in k.writes for k in graph.kernels) else None
+    try:
+        yield
+    finally:
+        for tensor, copy in zip(tensors, copies, strict=True):
+            tensor.copy_(copy)
+        if state is not None:
+            torch.cuda.set_rng_state(state, device)
+
+
+def _probed(runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, probe: Probe | None) -> CapturedGraph:
+    """The program on one stream, with `probe` between its kernels if there is one."""
+    unknown = build_profile(graph, [0.0] * len(graph), None, None)
+    plan = runtime.plan(graph, unknown, in_a_row(graph, unknown), captured=True)
+    pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
+    return capture_plan(runtime.program, plan, arguments, pool, probe)
