@@ -233,3 +233,17 @@ def test_of_two_gaps_alike_the_lower_is_taken() -> None:
     graph = graph_of(("", "a b c d"), ("a c", "x"), ("x", "z"), ("b d z", "y"), buffers=buffers)
     plan = plan_memory(graph, with_waits(graph, [0] * 4, range(4)))
     assert {p.buffer: p.offset for p in plan.placements} == {"a": 0, "b": 1024, "c": 2048, "d": 3072, "z": 0}
+
+
+def test_a_buffer_within_the_span_of_another_leaves_no_gap_behind_it() -> None:
+    """Claim: no two buffers alive together share bytes; here `b` lies inside `a`, and `c` lives with both.
+
+    Each lives from the kernel that writes it to the next: first d, then b behind d, c, and last a, the largest.
+    """
+    sizes = {"a": 2048, "b": 512, "c": 512, "d": 1024}
+    buffers = [Buffer(name, "intermediate", nbytes, planned=True) for name, nbytes in sizes.items()]
+    chain = (("", "d"), ("d", "b"), ("b", "c"), ("c", "a"), ("a", "end"))
+    graph = graph_of(*chain, buffers=[*buffers, Buffer("end", "input", 0)])
+    plan = plan_memory(graph, schedule := with_waits(graph, [0] * 5, range(5)))
+    assert {p.buffer: p.offset for p in plan.placements} == {"a": 0, "b": 1024, "c": 2048, "d": 0}
+    verify_memory(graph, schedule, plan)
