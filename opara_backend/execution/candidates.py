@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
-from opara_backend.execution.host import Plan
+from opara_backend.execution.host import Plan, Supply
 from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.program import Program
 from opara_backend.execution.streams import private_streams
@@ -31,18 +32,29 @@ if TYPE_CHECKING:
 Tried = list[tuple[Schedule, float]]
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`."""
+
+    pool: Any
+    supply: Supply
+
+
 def capture_best(
-    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, pool: Any
+    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory
 ) -> tuple[Plan, CapturedGraph, Tried]:
     """Profile the kernels, capture every schedule that is to be tried, and keep the one that replays fastest.
 
     The third: the schedules tried with their seconds per replay; nothing if there was no choice.
     """
-    profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, probe))
-    tried: list[tuple[Plan, CapturedGraph]] = []
-    for schedule in runtime.schedules(graph, profile):
-        plan = runtime.plan(graph, profile, schedule, captured=True)
-        tried.append((plan, capture_plan(runtime.program, plan, arguments, pool)))
+    profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, memory, probe))
+    # Pools of graphs that are gone (those profiled just now, those of dropped models) are of no use to anyone until
+    # they are given back to the device.
+    torch.cuda.empty_cache()
+    plans = [runtime.plan(graph, profile, s, captured=True) for s in runtime.schedules(graph, profile)]
+    widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
+    tried = [(plan, capture_plan(runtime.program, plan, arguments, memory)) for plan in plans]
+    del widest  # from now on it lives as long as a graph that works in it
     if len(tried) == 1:
         return (*tried[0], [])
     seconds = seconds_per_replay([captured for _, captured in tried], runtime.options.search_seconds)
@@ -54,11 +66,11 @@ def capture_best(
 
 
 def capture_plan(
-    program: Program, plan: Plan, arguments: StaticArguments, pool: Any, probe: Probe | None = None
+    program: Program, plan: Plan, arguments: StaticArguments, memory: Memory, probe: Probe | None = None
 ) -> CapturedGraph:
     """`plan` captured on private streams; see `cuda_graph.capture`."""
     streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
-    return capture(program, plan, arguments.values, streams, pool, probe)
+    return capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe)
 
 
 def in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
@@ -81,9 +93,11 @@ def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[
             torch.cuda.set_rng_state(state, device)
 
 
-def _probed(runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, probe: Probe | None) -> CapturedGraph:
+def _probed(
+    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, probe: Probe | None
+) -> CapturedGraph:
     """The program on one stream, with `probe` between its kernels if there is one."""
     unknown = build_profile(graph, [0.0] * len(graph), None, None)
     plan = runtime.plan(graph, unknown, in_a_row(graph, unknown), captured=True)
-    pool = torch.cuda.graph_pool_handle()  # of its own: a pool ends with its last graph
-    return capture_plan(runtime.program, plan, arguments, pool, probe)
+    own = Memory(torch.cuda.graph_pool_handle(), memory.supply)  # a pool ends with its last graph
+    return capture_plan(runtime.program, plan, arguments, own, probe)

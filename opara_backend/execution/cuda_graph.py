@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from opara_backend import upstream
-from opara_backend.execution.host import Arena, Plan, run_unplanned
+from opara_backend.execution.host import Arena, Plan, Supply, run_unplanned
 from opara_backend.execution.program import Activation, Program
 from opara_backend.lowering.program import RANDOM_STATE
 
@@ -87,17 +87,19 @@ def capture(
     args: Sequence[Any],
     streams: Sequence[torch.cuda.Stream],
     pool: Any,
+    supply: Supply | None = None,
     probe: Probe | None = None,
 ) -> CapturedGraph:
     """Capture `plan` on `streams` (at least as many as the schedule uses), allocating from memory pool `pool`.
 
+    supply: where the arena's memory comes from; it may be that of graphs which never run at the same time.
     probe: called with a kernel's index before its launch, and with -1 behind the last, on the kernel's stream: for
     events between kernels. All kernels must have run once before, so that nothing is compiled or tuned in capture.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with EXCLUSIVE:
-                return _capture(program, plan, args, streams, pool, probe)
+                return _capture(program, plan, args, streams, pool, supply, probe)
         except torch.AcceleratorError as error:
             if getattr(error, "error_code", None) != _INVALIDATED or attempt == _ATTEMPTS:
                 raise
@@ -112,11 +114,12 @@ def _capture(
     args: Sequence[Any],
     streams: Sequence[torch.cuda.Stream],
     pool: Any,
+    supply: Supply | None,
     probe: Probe | None,
 ) -> CapturedGraph:
     device = torch.device(plan.graph.device)
     with torch.cuda.device(device):
-        arena = Arena(plan.memory, plan.graph.device)
+        arena = Arena(plan.memory, plan.graph.device, supply)
         torch.cuda.current_stream(device).synchronize()
         upstream.clear_cublas_workspaces()
         graph = torch.cuda.CUDAGraph(keep_graph=True)

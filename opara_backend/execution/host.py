@@ -7,6 +7,7 @@ Must not change: anything but what the program itself writes. State per call onl
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +41,16 @@ class Observed:
     durations: tuple[float, ...]
 
 
+Supply = Callable[[int], torch.Tensor]
+"""Gives at least so many bytes, as a tensor of bytes."""
+
+
 class Arena:
     """One piece of memory that a MemoryPlan cuts up. Buffers without a place in it are allocated on their own."""
 
-    def __init__(self, plan: MemoryPlan, device: str) -> None:
-        self.bytes = torch.empty(plan.arena_bytes, dtype=torch.uint8, device=device) if plan.arena_bytes else None
+    def __init__(self, plan: MemoryPlan, device: str, supply: Supply | None = None) -> None:
+        make = supply or (lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, device=device))
+        self.bytes = make(plan.arena_bytes) if plan.arena_bytes else None
         self._offset = {p.buffer: p.offset for p in plan.placements}
 
     def __call__(
@@ -56,6 +62,27 @@ class Arena:
         nbytes = storage_bytes(size, stride, dtype)
         flat = self.bytes.narrow(0, offset, nbytes).view(dtype)
         return torch.as_strided(flat, size, stride)
+
+
+class SharedMemory:
+    """Memory that arenas share which are never in use at once: a new one takes the tightest piece that is there.
+
+    A piece lives as long as an arena in it does.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._pieces: list[weakref.ref[torch.Tensor]] = []
+
+    def __call__(self, nbytes: int) -> torch.Tensor:
+        pieces = [piece for ref in self._pieces if (piece := ref()) is not None]
+        fitting = [piece for piece in pieces if piece.numel() >= nbytes]
+        found = min(fitting, key=torch.Tensor.numel, default=None)
+        if found is None:
+            found = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+            pieces.append(found)
+        self._pieces = [weakref.ref(piece) for piece in pieces]
+        return found
 
 
 def storage_bytes(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> int:

@@ -17,10 +17,10 @@ import torch
 
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import capture_best, capture_plan, in_a_row, state_kept
+from opara_backend.execution.candidates import Memory, capture_best, capture_plan, in_a_row, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
-from opara_backend.execution.host import InOrder, Plan
+from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
@@ -73,6 +73,7 @@ class CudaLane:
         self._uncaptured: dict[Key, Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()
         self._pool: Any = None
+        self._shared = SharedMemory(self.device)  # replays of one lane never overlap, so neither need their arenas
         self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
         self._never = self._why_never()
@@ -212,12 +213,12 @@ class CudaLane:
         program = self.runtime.program
         self._captures.make_room()
         arguments = StaticArguments(program, graph, args)
-        decided, pool = self._decided.get(key), self._memory_pool()
+        decided, memory = self._decided.get(key), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
             if decided is not None:  # nothing to find out: the same kernels, read from other addresses
-                plan, captured = decided, capture_plan(program, decided, arguments, pool)
+                plan, captured = decided, capture_plan(program, decided, arguments, memory)
             else:
-                plan, captured, tried = capture_best(self.runtime, graph, arguments, pool)
+                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory)
                 if tried:
                     self.runtime.record.measured(key, tried)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)

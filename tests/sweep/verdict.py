@@ -10,40 +10,20 @@ be our fault. Strides, and numbers drawn at random, are whatever theirs says the
 
 from __future__ import annotations
 
-import copy
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opara_backend import upstream
 from opara_backend.report.record import collect
 from tests.sweep.compare import Kind, Problem, difference
-from tests.sweep.limits import TimeLimit, describe, time_limit
 from tests.sweep.records import Case, Result
+from tests.sweep.runs import Backend, Run, arguments_of, run_compiled, run_eager
 from tests.sweep.samples import Sample
-
-Backend = str | Callable[..., Any]
-
-# Which arguments each call gets: the sample's, or those with changed values. On CUDA the first call runs plainly, the
-# next replay a captured graph; a graph that still reads the first call's memory shows in the last two.
-CALLS = {"cpu": ("first", "changed"), "cuda": ("first", "first", "first", "changed", "again")}
-
-BROKEN = 70  # exit status of a process whose device has failed
-
-
-@dataclass
-class _Run:
-    """What one way of running did: per call, per sample, outputs and arguments afterwards; or what it raised."""
-
-    calls: list[list[tuple[Any, Any]]] = field(default_factory=list)
-    raised: str = ""
-    counts: dict[str, Any] = field(default_factory=dict)
 
 
 def judge(
@@ -63,12 +43,12 @@ def judge(
     begun = time.monotonic()
     results: dict[Case, Result] = {}
     kept: list[Sample] = []
-    expected: dict[Case, _Run] = {}
+    expected: dict[Case, Run] = {}
     for sample in samples:
-        run = _run_eager(sample, device)
+        run = run_eager(sample, device)
         if run.raised and sample.changed is not None:  # perhaps it takes only certain values
             sample = replace(sample, changed=None)
-            run = _run_eager(sample, device)
+            run = run_eager(sample, device)
         expected[sample.case] = run
         if run.raised:
             results[sample.case] = Result(sample.case, "skipped", f"eager raises: {run.raised}", sample.dtype)
@@ -77,7 +57,7 @@ def judge(
     if kept:
         with collect() as records:
             upstream.counters["opara"].clear()
-            our_run = _run_compiled(kept, device, ours, options, limit)
+            our_run = run_compiled(kept, device, ours, options, limit)
         counts: dict[str, Any] = {
             "graphs": sum(len(record.graph) > 0 for record in records),
             "captured": sum(any(captured for _, captured in record.plans.values()) for record in records),
@@ -87,7 +67,7 @@ def judge(
         ours_found = _problems(kept, our_run, expected)
         their_run = None
         if both or our_run.raised or any(ours_found):
-            their_run = _run_compiled(kept, device, theirs, options, limit)
+            their_run = run_compiled(kept, device, theirs, options, limit)
         theirs_found = _problems(kept, their_run, expected) if their_run else [None] * len(kept)
         for place, sample in enumerate(kept):
             found, witness = ours_found[place], theirs_found[place]
@@ -104,8 +84,8 @@ def _weigh(
     sample: Sample,
     place: int,
     device: str,
-    ours: tuple[_Run, Problem | None],
-    theirs: tuple[_Run | None, Problem | None],
+    ours: tuple[Run, Problem | None],
+    theirs: tuple[Run | None, Problem | None],
 ) -> tuple[str, str]:
     """The verdict, and the words for it, from both runs and how each differs from eager."""
     (our_run, found), (their_run, witness) = ours, theirs
@@ -135,18 +115,18 @@ def _weigh(
 
 def _unsteady(sample: Sample, device: str) -> bool:
     """True if eager, run twice on the same arguments from the same seeds, gives different values."""
-    first, second = _run_eager(sample, device), _run_eager(sample, device)
+    first, second = run_eager(sample, device), run_eager(sample, device)
     return first.raised == second.raised == "" and _apart(first, second, 0, values=True) is not None
 
 
-def _apart(ours: _Run, theirs: _Run, place: int, values: bool) -> Problem | None:
+def _apart(ours: Run, theirs: Run, place: int, values: bool) -> Problem | None:
     for mine, other in zip(ours.calls, theirs.calls, strict=True):
         if problem := difference(mine[place], other[place], values=values):
             return problem
     return None
 
 
-def _problems(samples: Sequence[Sample], run: _Run, expected: dict[Case, _Run]) -> list[Problem | None]:
+def _problems(samples: Sequence[Sample], run: Run, expected: dict[Case, Run]) -> list[Problem | None]:
     """How each sample of `run` first differs from eager; nothing for a run that raised."""
     found: list[Problem | None] = []
     for place, sample in enumerate(samples):
@@ -162,90 +142,6 @@ def _problems(samples: Sequence[Sample], run: _Run, expected: dict[Case, _Run]) 
     return found
 
 
-def _arguments(sample: Sample) -> dict[str, Any]:
-    """Copies for each kind of call, each in memory of its own, views among them kept as views."""
-    changed = sample.arguments if sample.changed is None else sample.changed
-    return {name: _copied(changed if name == "changed" else sample.arguments) for name in CALLS["cuda"]}
-
-
-def _copied(value: Any) -> Any:
-    """`value` in memory of its own; views in it stay views, of copies."""
-    leaves = pytree.tree_leaves(value)
-    if all(leaf.layout == torch.strided for leaf in leaves if isinstance(leaf, torch.Tensor)):
-        return copy.deepcopy(value)
-    return pytree.tree_map_only(torch.Tensor, torch.clone, value)  # not every sparse layout has a deep copy
-
-
-def _run_eager(sample: Sample, device: str) -> _Run:
-    """All calls of one sample, uncompiled."""
-    run = _Run()
-    given = _arguments(sample)
-    try:
-        with torch.no_grad():
-            for number, which in enumerate(CALLS[device]):
-                torch.manual_seed(number)
-                outputs = sample.call(*given[which])
-                run.calls.append([(outputs, _copied(given[which]))])
-            _synchronize(device)
-    except Exception as error:
-        run.raised = describe(error)
-        _leave_if_broken(device)
-    return run
-
-
-def _run_compiled(
-    samples: Sequence[Sample], device: str, backend: Backend, options: dict[str, Any] | None, limit: float
-) -> _Run:
-    """All calls of `samples` compiled as one function."""
-    functions = [sample.call for sample in samples]
-
-    def program(arguments: list[tuple[Any, ...]]) -> list[Any]:
-        return [function(*given) for function, given in zip(functions, arguments, strict=True)]
-
-    run = _Run()
-    given = [_arguments(sample) for sample in samples]
-    torch._dynamo.reset()
-    known = options if backend == "opara" else _inductor_only(options)
-    compiled = torch.compile(program, backend=backend, options=known)
-    try:
-        with time_limit(limit), torch.no_grad():
-            for number, which in enumerate(CALLS[device]):
-                torch.manual_seed(number)
-                arguments = [copies[which] for copies in given]
-                outputs = compiled(arguments)
-                after = [_copied(given) for given in arguments]
-                run.calls.append(list(zip(outputs, after, strict=True)))
-            _synchronize(device)
-    except TimeLimit:
-        run.raised = f"more than {limit:.0f} seconds"
-    except Exception as error:
-        run.raised = describe(error)
-        _leave_if_broken(device)
-    torch._dynamo.reset()
-    return run
-
-
-def _inductor_only(options: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The options that stock Inductor knows."""
-    if options is None:
-        return None
-    known = upstream.inductor_option_names()
-    return {key: value for key, value in options.items() if key in known}
-
-
-def _synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _leave_if_broken(device: str) -> None:
-    """End the process if its device answers no more: nothing that follows in it would say anything."""
-    try:
-        _synchronize(device)
-    except Exception:
-        os._exit(BROKEN)
-
-
 class _SeesRandom(TorchDispatchMode):
     """Notes whether an operator that draws random numbers ran."""
 
@@ -259,5 +155,5 @@ class _SeesRandom(TorchDispatchMode):
 def _draws(sample: Sample, device: str) -> bool:
     """True if the sample draws random numbers, which are not the same compiled as eager."""
     with torch.no_grad(), _SeesRandom() as mode:
-        sample.call(*_arguments(sample)["first"])
+        sample.call(*arguments_of(sample)["first"])
     return mode.seen
