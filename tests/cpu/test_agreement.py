@@ -26,8 +26,7 @@ BRANCHY = (
     "bilstm_tagger",
 )
 OPTIONS: dict[str, Any] = {"policy": "opara", "launch_order": "opara"}
-# Pooling and normalisation compile twice as fast without vectors; what they are made of is no concern of these tests.
-QUICK = {"googlenet": {"cpp.simdlen": 0}, "inception_v3": {"cpp.simdlen": 0}}
+VECTORS = {"bert_base": {"cpp.simdlen": None}, "llama_decode": {"cpp.simdlen": None}}  # as users have them
 SLOW = ("nasnet_large", "randwire")
 
 # Tests of one file share what a model was compiled to; compiling it is what takes time.
@@ -48,7 +47,7 @@ def record_of(agree: Agree) -> RecordOf:
     def record(name: str) -> GraphRecord:
         if name not in _records:
             model = models.get(name).reduced()
-            options = {**OPTIONS, **QUICK.get(name, {})}
+            options = {**OPTIONS, **VECTORS.get(name, {})}
             (_records[name],) = agree(model.build(), lambda call: rows(model, call), calls=CALLS, options=options)
         return _records[name]
 
