@@ -62,7 +62,7 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     """When each buffer is needed if kernels run in program order; sizes need not be known."""
     begin: list[list[str]] = [[] for _ in graph.kernels]
     end: list[list[str]] = [[] for _ in graph.kernels]
-    accesses, kept = _accesses(graph), _with_wholes(graph, graph.outputs)
+    accesses, kept = accesses_of(graph), with_wholes(graph, graph.outputs)
     for buffer in graph.buffers:
         touched = accesses.get(buffer.name)
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
@@ -72,14 +72,15 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
 
 
 def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
-    """Place every planned buffer of known size, largest first, each in the tightest gap that is free for its life.
+    """Place every planned buffer of known size, one after another, each in the tightest gap that is free for its life.
 
-    exclude: buffers somebody else allocates (outputs the caller will own). Who may share with whom takes
-    O(kernels x streams + accesses) set operations; placing looks at each pair that may not share.
+    Tried largest first, and by size times life; the smaller arena is kept. exclude: buffers somebody else allocates
+    (outputs the caller will own). Who may share with whom takes O(kernels x streams + accesses) set operations;
+    placing looks at each pair that may not share.
     """
-    accesses = _accesses(graph)
-    kept = _with_wholes(graph, graph.outputs)
-    excluded = _with_wholes(graph, exclude)
+    accesses = accesses_of(graph)
+    kept = with_wholes(graph, graph.outputs)
+    excluded = with_wholes(graph, exclude)
     sizes = {
         b.name: b.nbytes
         for b in graph.buffers
@@ -88,23 +89,46 @@ def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] =
     index = {name: i for i, name in enumerate(accesses)}
     touched = [0] * len(graph)
     for name, kernels in accesses.items():
-        for kernel in _members(kernels):
+        for kernel in members(kernels):
             touched[kernel] |= 1 << index[name]
     ended, unbegun = _ended(schedule, touched), _ended(_backwards(schedule), touched)
     endless = sum(1 << index[name] for name in kept if name in index)
-    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
-    placed = 0
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
+    conflicts: dict[str, int] = {}
+    for name in sizes:
         sharing = _intersection(ended, accesses[name]) & ~endless
         if name not in kept:
             sharing |= _intersection(unbegun, accesses[name])
+        conflicts[name] = ~sharing
+    place = {kernel: position for position, kernel in enumerate(schedule.order)}
+    area = {name: sizes[name] * _duration(accesses[name], place) for name in sizes}
+    tried = [
+        _offsets(sorted(sizes, key=lambda n: (-sizes[n], n)), sizes, conflicts, index),
+        _offsets(sorted(sizes, key=lambda n: (-area[n], n)), sizes, conflicts, index),
+    ]
+    offsets, arena = min(tried, key=lambda found: found[1])
+    placements = tuple(Placement(name, offsets[name], nbytes) for name, nbytes in sizes.items())
+    return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
+
+
+def _offsets(
+    names: Sequence[str], sizes: Mapping[str, int], conflicts: Mapping[str, int], index: Mapping[str, int]
+) -> tuple[dict[str, int], int]:
+    """Offsets of `names`, placed in this order, and the bytes of the arena they need."""
+    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
+    placed = arena = 0
+    for name in names:
         nbytes = _aligned(sizes[name])
-        offset = _tightest_gap(sorted([span[i] for i in _members(placed & ~sharing)]), nbytes)
+        offset = _tightest_gap(sorted([span[i] for i in members(placed & conflicts[name])]), nbytes)
         span[index[name]] = offset, offset + nbytes
         placed |= 1 << index[name]
-    arena = max((end for _, end in span.values()), default=0)
-    placements = tuple(Placement(name, span[index[name]][0], nbytes) for name, nbytes in sizes.items())
-    return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
+        arena = max(arena, offset + nbytes)
+    return {name: span[index[name]][0] for name in names}, arena
+
+
+def _duration(kernels: int, place: Mapping[int, int]) -> int:
+    """Launches from the first to the last of `kernels`, both counted."""
+    places = [place[kernel] for kernel in members(kernels)]
+    return max(places) - min(places) + 1
 
 
 def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> None:
@@ -114,10 +138,10 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     """
     if len(plan.releases) != len(schedule.order):
         raise MemoryPlanError(f"{len(plan.releases)} lists of buffers to drop for {len(schedule.order)} launches")
-    ancestors = _ancestors(schedule)
-    accesses = _accesses(graph)
+    ancestors = ancestors_of(schedule)
+    accesses = accesses_of(graph)
     common = {p.buffer: _intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
-    kept = _with_wholes(graph, graph.outputs)
+    kept = with_wholes(graph, graph.outputs)
     for placement in plan.placements:
         if placement.offset < 0 or placement.offset + placement.nbytes > plan.arena_bytes:
             raise MemoryPlanError(f"buffer {placement.buffer!r} lies outside the arena of {plan.arena_bytes} bytes")
@@ -145,7 +169,7 @@ def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[st
     return second not in kept and not accesses.get(second, 0) & ~common[first]
 
 
-def _with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
+def with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
     """`names` and the buffers they are parts of."""
     found: set[str] = set()
     for name in names:
@@ -155,7 +179,7 @@ def _with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
     return found
 
 
-def _accesses(graph: KernelGraph) -> dict[str, int]:
+def accesses_of(graph: KernelGraph) -> dict[str, int]:
     """For each buffer, the bit set of kernels that touch it or a part of it."""
     whole = {b.name: b.part_of for b in graph.buffers}
     found: dict[str, int] = {}
@@ -168,7 +192,7 @@ def _accesses(graph: KernelGraph) -> dict[str, int]:
     return found
 
 
-def _ancestors(schedule: Schedule) -> list[int]:
+def ancestors_of(schedule: Schedule) -> list[int]:
     """For each kernel, the bit set of kernels that happen before it."""
     found = [0] * len(schedule.stream)
     last: dict[int, int] = {}
@@ -219,12 +243,12 @@ def _backwards(schedule: Schedule) -> Schedule:
 def _intersection(sets: Sequence[int], chosen: int) -> int:
     """What all of `sets` whose indices are in the bit set `chosen` have in common."""
     common = -1
-    for index in _members(chosen):
+    for index in members(chosen):
         common &= sets[index]
     return common
 
 
-def _members(bits: int) -> Iterator[int]:
+def members(bits: int) -> Iterator[int]:
     """The members of a bit set, ascending."""
     while bits:
         lowest = bits & -bits

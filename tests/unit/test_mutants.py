@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -69,21 +70,39 @@ def size(value: int | str | None) -> int:
 
 
 def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
-    """Offsets by the words of `plan_memory`: largest first, in the tightest gap that is free for the buffer's life."""
+    """Offsets by the words of `plan_memory`: in the tightest gap that is free for the buffer's life.
+
+    Largest first, unless placing them by size times launches lived through gives a smaller arena.
+    """
+    users = {b.name: reference.users(graph, b.name) for b in graph.buffers}
+    sizes = {b.name: size(b.nbytes) for b in graph.buffers if b.planned and size(b.nbytes) and users[b.name]}
+    place = {kernel: position for position, kernel in enumerate(schedule.order)}
+    lived = {name: [place[kernel] for kernel in users[name]] for name in sizes}
+    areas = {name: sizes[name] * (max(lived[name]) - min(lived[name]) + 1) for name in sizes}
+    tried = [placed_by(graph, schedule, sorted(sizes, key=lambda n: (-weight[n], n))) for weight in (sizes, areas)]
+    ends = [max((offset + aligned(sizes[n]) for n, offset in found.items()), default=0) for found in tried]
+    return tried[1] if ends[1] < ends[0] else tried[0]
+
+
+def aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def placed_by(graph: KernelGraph, schedule: Schedule, names: Sequence[str]) -> dict[str, int]:
+    """Offsets of buffers placed in this order."""
     before = reference.happens_before(schedule)
     kept = {whole for name in graph.outputs if name is not None for whole in reference.wholes(graph, name)}
     users = {b.name: reference.users(graph, b.name) for b in graph.buffers}
     ends: dict[str, int] = {}
     found: dict[str, int] = {}
-    wanted = [(-size(b.nbytes), b.name) for b in graph.buffers if b.planned and size(b.nbytes) and users[b.name]]
-    for negative, name in sorted(wanted):
+    for name in names:
         taken: set[int] = set()
         for other, offset in found.items():
             first = other not in kept and reference.ends_before(before, users[other], users[name])
             last = name not in kept and reference.ends_before(before, users[name], users[other])
             if not first and not last:
                 taken.update(range(offset // ALIGNMENT, ends[other] // ALIGNMENT))
-        needed = -(negative // ALIGNMENT)
+        needed = aligned(size(graph.buffer(name).nbytes)) // ALIGNMENT
         gaps = []  # (length, first block) of every stretch of free blocks in front of the last taken one
         behind = max(taken, default=-1) + 1
         for block in range(behind):
@@ -97,7 +116,7 @@ def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
 
 
 @given(scheduled_graphs())
-def test_buffers_are_placed_largest_first_in_the_tightest_free_gap(found: tuple[KernelGraph, Schedule]) -> None:
+def test_buffers_are_placed_in_the_tightest_free_gap(found: tuple[KernelGraph, Schedule]) -> None:
     """Claim: `plan_memory` shares whatever may be shared, in the order and by the rule its text states."""
     graph, schedule = found
     plan = plan_memory(graph, schedule)
