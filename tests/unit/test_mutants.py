@@ -247,3 +247,19 @@ def test_a_buffer_within_the_span_of_another_leaves_no_gap_behind_it() -> None:
     plan = plan_memory(graph, schedule := with_waits(graph, [0] * 5, range(5)))
     assert {p.buffer: p.offset for p in plan.placements} == {"a": 0, "b": 1024, "c": 2048, "d": 0}
     verify_memory(graph, schedule, plan)
+
+
+def test_the_first_kernel_happens_before_no_other_by_itself() -> None:
+    """Claim: buffers of kernels on two streams that do not wait share no bytes, nor with those of the first kernel."""
+    graph = graph_of(("", "a"), ("", "b"))
+    shared = MemoryPlan((Placement("a", 0, 4096), Placement("b", 0, 4096)), 4096, ((), ()))
+    with pytest.raises(MemoryPlanError, match="share bytes and live together"):
+        verify_memory(graph, with_waits(graph, [0, 1], [0, 1]), shared)
+    verify_memory(graph, with_waits(graph, [0, 0], [0, 1]), shared)
+
+
+def test_a_plan_is_accepted_however_many_launches_it_is_for() -> None:
+    """Claim: `verify_memory` accepts what `plan_memory` makes, also for hundreds of kernels."""
+    graph = graph_of(*((f"b{k}", f"b{k + 1}") for k in range(MANY)))
+    schedule = with_waits(graph, [0] * MANY, range(MANY))
+    verify_memory(graph, schedule, plan_memory(graph, schedule))
