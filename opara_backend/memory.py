@@ -11,10 +11,11 @@ switch it off. Sets of kernels and of buffers are held as the bits of one int he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.placement import members, place
 from opara_backend.scheduling.schedule import Schedule, happens_before
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
@@ -72,11 +73,10 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
 
 
 def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
-    """Place every planned buffer of known size, one after another, each in the tightest gap that is free for its life.
+    """Place every planned buffer of known size where nobody lives whom it may meet; see `placement`.
 
-    Tried largest first, and by size times life; the smaller arena is kept. exclude: buffers somebody else allocates
-    (outputs the caller will own). Who may share with whom takes O(kernels x streams + accesses) set operations;
-    placing looks at each pair that may not share.
+    exclude: buffers somebody else allocates (outputs the caller will own). Who may share with whom takes
+    O(kernels x streams + accesses) set operations; placing looks at each pair that may not share.
     """
     accesses = accesses_of(graph)
     kept = with_wholes(graph, graph.outputs)
@@ -93,42 +93,26 @@ def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] =
             touched[kernel] |= 1 << index[name]
     ended, unbegun = _ended(schedule, touched), _ended(_backwards(schedule), touched)
     endless = sum(1 << index[name] for name in kept if name in index)
+    wanted = sum(1 << index[name] for name in sizes)
+    number = {index[name]: i for i, name in enumerate(sizes)}
     conflicts: dict[str, int] = {}
     for name in sizes:
-        sharing = _intersection(ended, accesses[name]) & ~endless
+        sharing = intersection(ended, accesses[name]) & ~endless
         if name not in kept:
-            sharing |= _intersection(unbegun, accesses[name])
-        conflicts[name] = ~sharing
-    place = {kernel: position for position, kernel in enumerate(schedule.order)}
-    area = {name: sizes[name] * _duration(accesses[name], place) for name in sizes}
-    tried = [
-        _offsets(sorted(sizes, key=lambda n: (-sizes[n], n)), sizes, conflicts, index),
-        _offsets(sorted(sizes, key=lambda n: (-area[n], n)), sizes, conflicts, index),
-    ]
-    offsets, arena = min(tried, key=lambda found: found[1])
+            sharing |= intersection(unbegun, accesses[name])
+        conflicts[name] = sum(1 << number[i] for i in members(wanted & ~sharing))
+    position = {kernel: i for i, kernel in enumerate(schedule.order)}
+    grains = {name: _aligned(nbytes) for name, nbytes in sizes.items()}
+    areas = {name: grains[name] * _duration(accesses[name], position) for name in sizes}
+    offsets, arena = place(grains, areas, conflicts)
     placements = tuple(Placement(name, offsets[name], nbytes) for name, nbytes in sizes.items())
     return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
 
 
-def _offsets(
-    names: Sequence[str], sizes: Mapping[str, int], conflicts: Mapping[str, int], index: Mapping[str, int]
-) -> tuple[dict[str, int], int]:
-    """Offsets of `names`, placed in this order, and the bytes of the arena they need."""
-    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
-    placed = arena = 0
-    for name in names:
-        nbytes = _aligned(sizes[name])
-        offset = _tightest_gap(sorted([span[i] for i in members(placed & conflicts[name])]), nbytes)
-        span[index[name]] = offset, offset + nbytes
-        placed |= 1 << index[name]
-        arena = max(arena, offset + nbytes)
-    return {name: span[index[name]][0] for name in names}, arena
-
-
-def _duration(kernels: int, place: Mapping[int, int]) -> int:
+def _duration(kernels: int, position: Mapping[int, int]) -> int:
     """Launches from the first to the last of `kernels`, both counted."""
-    places = [place[kernel] for kernel in members(kernels)]
-    return max(places) - min(places) + 1
+    positions = [position[kernel] for kernel in members(kernels)]
+    return max(positions) - min(positions) + 1
 
 
 def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> None:
@@ -140,7 +124,7 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
         raise MemoryPlanError(f"{len(plan.releases)} lists of buffers to drop for {len(schedule.order)} launches")
     ancestors = ancestors_of(schedule)
     accesses = accesses_of(graph)
-    common = {p.buffer: _intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
+    common = {p.buffer: intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
     kept = with_wholes(graph, graph.outputs)
     for placement in plan.placements:
         if placement.offset < 0 or placement.offset + placement.nbytes > plan.arena_bytes:
@@ -240,20 +224,12 @@ def _backwards(schedule: Schedule) -> Schedule:
     return Schedule(schedule.stream, schedule.order[::-1], tuple(map(tuple, waits)), schedule.policy)
 
 
-def _intersection(sets: Sequence[int], chosen: int) -> int:
+def intersection(sets: Sequence[int], chosen: int) -> int:
     """What all of `sets` whose indices are in the bit set `chosen` have in common."""
     common = -1
     for index in members(chosen):
         common &= sets[index]
     return common
-
-
-def members(bits: int) -> Iterator[int]:
-    """The members of a bit set, ascending."""
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
 
 
 def _releases(
@@ -282,19 +258,6 @@ def _releases(
         releases.append(tuple(sorted(name for name in waiting if over[name])))
         pending[stream] = [name for name in waiting if not over[name]] + allocates.get(kernel, [])
     return tuple(releases)
-
-
-def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
-    """Offset of the smallest free gap of at least `nbytes` between `busy` intervals (sorted), else behind them all."""
-    best, best_size = -1, 0
-    end = 0
-    for start, stop in busy:
-        gap = start - end
-        if gap >= nbytes and (best < 0 or gap < best_size):
-            best, best_size = end, gap
-        if stop > end:
-            end = stop
-    return best if best >= 0 else end
 
 
 def _aligned(nbytes: int) -> int:

@@ -3,14 +3,15 @@
 Takes: a KernelGraph with sizes bound and a Schedule. Gives: bytes that every valid arena has.
 Must not change: anything. Imports no torch.
 
-Largest such set is the heaviest clique of a graph, which is hard to find exactly; any clique is a bound. They are
-grown from each of the largest buffers, the heaviest that still fits first. On recorded graphs plans meet it, mostly.
+The largest such set is the heaviest clique of a graph, which is hard to find exactly; any clique is a bound. Unlike the
+planner, who asks the same of fewer buffers, this finds conflicts from the ancestors of kernels alone.
 """
 
 from __future__ import annotations
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.memory import ALIGNMENT, accesses_of, ancestors_of, members, with_wholes
+from opara_backend.memory import ALIGNMENT, accesses_of, ancestors_of, intersection, with_wholes
+from opara_backend.placement import side_by_side
 from opara_backend.scheduling.schedule import Schedule
 
 STARTS = 100  # buffers a clique is grown from
@@ -26,7 +27,7 @@ def arena_bound(graph: KernelGraph, schedule: Schedule) -> int:
     }
     names = sorted(weights, key=lambda name: (-weights[name], name))
     ancestors = ancestors_of(schedule)
-    over = {name: _all_of([ancestors[k] for k in members(accesses[name])]) for name in names}
+    over = {name: intersection(ancestors, accesses[name]) for name in names}
 
     def apart(first: str, second: str) -> bool:
         """True if `first` is over before `second` begins."""
@@ -36,19 +37,4 @@ def arena_bound(graph: KernelGraph, schedule: Schedule) -> int:
         sum(1 << j for j, other in enumerate(names) if j != i and not apart(name, other) and not apart(other, name))
         for i, name in enumerate(names)
     ]
-    best = 0
-    for start in range(min(STARTS, len(names))):
-        candidates, total = conflicts[start], weights[names[start]]
-        while candidates:
-            heaviest = (candidates & -candidates).bit_length() - 1  # names are sorted by weight
-            total += weights[names[heaviest]]
-            candidates &= conflicts[heaviest]
-        best = max(best, total)
-    return best
-
-
-def _all_of(sets: list[int]) -> int:
-    common = -1
-    for found in sets:
-        common &= found
-    return common
+    return side_by_side({name: weights[name] for name in names}, dict(zip(names, conflicts, strict=True)), STARTS)
