@@ -72,11 +72,15 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
 
 
-def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
+def plan_memory(
+    graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = (), *, in_place: bool = True
+) -> MemoryPlan:
     """Place every planned buffer of known size where nobody lives whom it may meet; see `placement`.
 
-    exclude: buffers somebody else allocates (outputs the caller will own). Who may share with whom takes
-    O(kernels x streams + accesses) set operations; placing looks at each pair that may not share.
+    exclude: buffers somebody else allocates (outputs the caller will own). in_place: where a kernel may write an output
+    over an input that nobody needs after it, it does. That makes no kernel wait for another: it is done only where the
+    schedule has everyone else finished. Who may share with whom takes O(kernels x streams + accesses) set operations;
+    placing looks at each pair that may not share.
     """
     accesses = accesses_of(graph)
     kept = with_wholes(graph, graph.outputs)
@@ -86,6 +90,11 @@ def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] =
         for b in graph.buffers
         if b.planned and isinstance(b.nbytes, int) and b.nbytes > 0 and b.name not in excluded and accesses.get(b.name)
     }
+    over = _written_over(graph, schedule, sizes, kept) if in_place else {}
+    for written, first in over.items():  # from here on they are one buffer, called by the first one's name
+        accesses[first] |= accesses.pop(written)
+        del sizes[written]
+        kept |= {first} if written in kept else set()
     index = {name: i for i, name in enumerate(accesses)}
     touched = [0] * len(graph)
     for name, kernels in accesses.items():
@@ -105,8 +114,33 @@ def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] =
     grains = {name: _aligned(nbytes) for name, nbytes in sizes.items()}
     areas = {name: grains[name] * _duration(accesses[name], position) for name in sizes}
     offsets, arena = place(grains, areas, conflicts)
-    placements = tuple(Placement(name, offsets[name], nbytes) for name, nbytes in sizes.items())
-    return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
+    placements = [Placement(name, offsets[name], nbytes) for name, nbytes in sizes.items()]
+    placements += [Placement(written, offsets[first], sizes[first]) for written, first in over.items()]
+    return MemoryPlan(tuple(placements), arena, _releases(graph, schedule, ended, index, kept | excluded))
+
+
+def _written_over(graph: KernelGraph, schedule: Schedule, sizes: Mapping[str, int], kept: set[str]) -> dict[str, str]:
+    """For each buffer to be written over another's bytes: the first buffer that was there, along the launch order."""
+    accesses, ancestors = accesses_of(graph), ancestors_of(schedule)
+    over: dict[str, str] = {}
+    used: set[str] = set()
+    for kernel in schedule.order:
+        for read, written in graph.kernels[kernel].inplace:
+            if sizes.get(read, 0) != sizes.get(written, 1) or read in used | kept or written in over:
+                continue
+            if replaces(kernel, accesses[read], accesses[written], ancestors):
+                over[written] = over.get(read, read)
+                used.add(read)
+    return over
+
+
+def replaces(kernel: int, read: int, written: int, ancestors: Sequence[int]) -> bool:
+    """True if `kernel` is the last to touch one buffer and the first to touch another.
+
+    read, written: bit sets of the kernels that touch them. ancestors: for each kernel, those that happen before it.
+    """
+    own = 1 << kernel
+    return not read & ~own & ~ancestors[kernel] and all(ancestors[k] & own for k in members(written & ~own))
 
 
 def _duration(kernels: int, position: Mapping[int, int]) -> int:
@@ -135,6 +169,8 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
+            if _in_place(graph, placement, other, accesses, ancestors, kept):
+                continue
             if not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
@@ -144,6 +180,25 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
         for name in names:
             if name in kept or accesses.get(name, 0) & ~ancestors[kernel]:
                 raise MemoryPlanError(f"buffer {name!r} is dropped before {graph.kernels[kernel].name}, still in use")
+
+
+def _in_place(
+    graph: KernelGraph,
+    first: Placement,
+    second: Placement,
+    accesses: dict[str, int],
+    ancestors: Sequence[int],
+    kept: set[str],
+) -> bool:
+    """True if a kernel writes one over the other, which is over then, exactly where it lay."""
+    if (first.offset, first.nbytes) != (second.offset, second.nbytes):
+        return False
+    for read, written in ((first.buffer, second.buffer), (second.buffer, first.buffer)):
+        for kernel in members(accesses.get(read, 0) & accesses.get(written, 0)):
+            says_so = (read, written) in graph.kernels[kernel].inplace and read not in kept
+            if says_so and replaces(kernel, accesses[read], accesses[written], ancestors):
+                return True
+    return False
 
 
 def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str]) -> bool:

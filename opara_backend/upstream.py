@@ -28,7 +28,8 @@ from torch._inductor.codegen.common import DeferredLineBase, device_codegens, in
 
 # Seen 2.11, 2.13, 2.15. What every structured wrapper line is; its class's name tells what it does (`lowering.lines`).
 # Without it no lowered call can be told from text.
-from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine
+# `can_match_buffer_size`: whether two buffers are alike enough to be one. Without it nothing is written in place.
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine, can_match_buffer_size
 
 # Seen 2.11, 2.13, 2.15. Inductor's front door, and the hook that sees each AOT graph. Without them: no lowering.
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -36,6 +37,12 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 # Seen 2.11, 2.13, 2.15. A pass with a uuid() enters every cache key. Without it our generated modules and stock
 # Inductor's would answer to the same key.
 from torch._inductor.custom_graph_pass import CustomGraphPass
+
+# Seen 2.11, 2.13, 2.15. The layout of a buffer with memory of its own. Without it nothing is written in place.
+from torch._inductor.ir import FixedLayout
+
+# Seen 2.11, 2.13, 2.15. A computation among the parts of a fused kernel. Without it nothing is written in place.
+from torch._inductor.scheduler import SchedulerNode
 
 # Seen 2.11, 2.13, 2.15. Text with indentation, which lines write themselves into.
 from torch._inductor.utils import IndentedBuffer
@@ -50,12 +57,15 @@ from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage
 __all__ = [
     "CustomGraphPass",
     "DeferredLineBase",
+    "FixedLayout",
     "IndentedBuffer",
     "PythonWrapperCodegen",
+    "SchedulerNode",
     "V",
     "WeakStorage",
     "WrapperLine",
     "abandon_pool",
+    "can_match_buffer_size",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "compile_fx",

@@ -113,7 +113,8 @@ class Runtime:
         captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
         """
         owned = [] if captured else [name for name in graph.outputs if name is not None]
-        memory = plan_memory(graph, schedule, exclude=owned)
+        # Not on a GPU before it has been shown there that kernels take it.
+        memory = plan_memory(graph, schedule, exclude=owned, in_place=graph.device == "cpu")
         start = time.perf_counter()
         verify(graph, schedule)
         verify_memory(graph, schedule, memory)

@@ -30,6 +30,7 @@ from opara_backend.lowering.describe import (
     input_buffers,
     source_of,
 )
+from opara_backend.lowering.inplace import inplace_pairs
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
@@ -264,6 +265,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             flops=flops_of(origin, generated=call.kind in ("triton", "cpp")),
             source=source_of(origin),
             results=[_result(name, device) for name in stores],
+            inplace=inplace_pairs(origin) if call.kind in ("triton", "cpp") else (),
         )
 
     def leave_to_inductor(self, lines: Sequence[Any], code: Any, why: str) -> None:
