@@ -50,6 +50,7 @@ class _Launch:
     dtype: str
     flops: int | None
     source: str
+    module: str
 
 
 @dataclass
@@ -121,10 +122,11 @@ class ProgramWriter:
         dtype: str = "float32",
         flops: int | None = None,
         source: str = "",
+        module: str = "",
         results: Iterable[Buffer] = (),
     ) -> None:
         """A kernel. `stores`: names its text binds; `results`: buffers it allocates itself."""
-        launch = _Launch(call, list(lines), dict.fromkeys(stores), device, dtype, flops, source)
+        launch = _Launch(call, list(lines), dict.fromkeys(stores), device, dtype, flops, source, module)
         for buffer in results:
             self._buffers.setdefault(buffer.name, buffer)
         for name in stores:
@@ -252,6 +254,7 @@ class ProgramWriter:
             dtype=launch.dtype,
             flops=launch.flops,
             source=launch.source,
+            module=launch.module,
             host=host or launch.call.effect,
         )
 
