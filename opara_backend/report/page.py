@@ -126,7 +126,7 @@ def _with_classes(path: str, classes: dict[str, str]) -> str:
     """`features.5 (Inception) . three.0 (ConvNorm) . conv (Conv2d)`: where the user's own classes lie on the path."""
     parts = path.split(".")
     found = [(".".join(parts[: i + 1]), classes.get(".".join(parts[: i + 1]), "")) for i in range(len(parts))]
-    named = [f"{p} is a {c}" for p, c in found if c and c not in ("Sequential", "ModuleList", "ModuleDict")]
+    named = [f"{p}: {c}" for p, c in found if c and c not in ("Sequential", "ModuleList", "ModuleDict")]
     return f"{path} ({', '.join(named)})" if named else path
 
 
@@ -161,7 +161,7 @@ def _cards(graph: GraphReport, shape: ShapeReport) -> list[tuple[str, str]]:
         at_best = max(bound.critical_path, bound.work)
         cards.append((_short(at_best), f"no schedule beats this: {bound.dominant}"))
         if bound.gap is not None:
-            cards.append((f"{bound.gap:.0%}", "of that the call lies above it"))
+            cards.append((f"{bound.gap:.0%}", "above that is what a call takes"))
     for line in shape.timelines:
         if line.kind == "measured" or (line.kind == "plan" and shape.timeline("measured") is None):
             how = "measured" if line.kind == "measured" else "predicted"

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.report.model import Span, Timeline
+from opara_backend.scheduling.costs import CostModel, kernel_cost
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.priorities import longest_remaining_path
 from opara_backend.scheduling.schedule import Schedule
@@ -20,7 +21,7 @@ from opara_backend.scheduling.simulator import simulate
 def predicted(graph: KernelGraph, profile: Profile, schedule: Schedule) -> tuple[Timeline, ...]:
     """The schedule, and the same kernels in a row on one stream, as the simulator has them; nothing without a device.
 
-    A span is as long as the kernel's blocks are on the GPU: the simulator's ramp (launch, first loads) lies before it.
+    A span is the kernel's whole duration, its ramp (launch, first loads: see `costs`) included.
     """
     if profile.device is None or not len(graph):
         return ()
@@ -34,8 +35,10 @@ def predicted(graph: KernelGraph, profile: Profile, schedule: Schedule) -> tuple
 
 def _simulated(graph: KernelGraph, profile: Profile, schedule: Schedule, kind: str, title: str, note: str) -> Timeline:
     assert profile.device is not None
-    found = simulate(graph, profile, schedule, profile.device)
-    spans = [Span(k, schedule.stream[k], found.start[k], found.end[k]) for k in schedule.order]
+    costs = CostModel()
+    found = simulate(graph, profile, schedule, profile.device, costs)
+    ramps = [kernel_cost(kernel, profile.device, costs).ramp for kernel in profile.kernels]
+    spans = [Span(k, schedule.stream[k], found.start[k] - ramps[k], found.end[k]) for k in schedule.order]
     return Timeline(kind, title, tuple(spans), note=note)
 
 

@@ -5,6 +5,7 @@ const byId = (id) => document.getElementById(id);
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 92, RIGHT = 14, LANE = 24, BAR = 19, HEAD = 34, GAP = 16, TOP = 26;
 let shape, view, chosen = null, drag = null;
+let shift = new Map();  // per kind of timeline, what counts as its time 0: the start of the block that is looked at
 
 function node(name, attributes = {}, text = "") {
   const made = document.createElementNS(SVG, name);
@@ -95,7 +96,9 @@ function draw() {
       svg.append(node("text", { x: 10, y: at + 15, class: "dim" }, `stream ${stream}`));
     }
     const place = new Map();
-    for (const [kernel, stream, start, end] of line.spans) {
+    const zero = shift.get(line.kind) ?? 0;
+    for (const [kernel, stream, begun, ended] of line.spans) {
+      const start = begun - zero, end = ended - zero;
       place.set(kernel, [x(start), x(end), top.get(stream) + BAR / 2 + 1]);
       if (end < view[0] || start > view[1]) continue;
       bars.append(...bar(line, shape.kernels[kernel], x(start), x(end), top.get(stream) + 1));
@@ -110,7 +113,7 @@ function draw() {
   }
   for (const t of ticks(...view)) {
     grid.append(node("line", { x1: x(t), x2: x(t), y1: TOP - 6, y2: y - GAP, class: "tick" }));
-    svg.append(node("text", { x: x(t), y: 14, class: "dim", "text-anchor": "middle" }, `${t} us`));
+    svg.append(node("text", { x: x(t), y: 14, class: "dim", "text-anchor": "middle" }, `${shift.size && t >= 0 ? "+" : ""}${t} us`));
   }
   window_.setAttribute("height", y);
   svg.setAttribute("height", y); svg.setAttribute("viewBox", `0 0 ${width} ${y}`);
@@ -132,8 +135,9 @@ function bar(line, k, from, to, y) {
 
 // --- looking around ---
 function extent() {
-  const last = Math.max(...shape.timelines.map((line) => line.makespan), 1e-3);
-  return [-0.01 * last, 1.01 * last];
+  const first = Math.min(...shape.timelines.map((line) => -(shift.get(line.kind) ?? 0)), 0);
+  const last = Math.max(...shape.timelines.map((line) => line.makespan - (shift.get(line.kind) ?? 0)), 1e-3);
+  return [first - 0.01 * (last - first), last + 0.01 * (last - first)];
 }
 function show(from, to) {
   const [low, high] = extent(), least = 0.5, size = Math.min(high - low, Math.max(least, to - from));
@@ -146,18 +150,26 @@ function zoom(factor, around) {
   show(middle - (middle - view[0]) * factor, middle + (view[1] - middle) * factor);
 }
 function zoomToBlock() {
-  const line = shape.timelines[0], name = byId("block").value;
-  const spans = line ? line.spans.filter(([k]) => name && inBlock(shape.kernels[k])) : [];
-  // What lays out weights runs far ahead; the block is where its kernels with predecessors are.
-  const body = spans.filter(([k]) => shape.kernels[k].depends);
-  const [first, last] = [Math.min(...(body.length ? body : spans).map((s) => s[2])), Math.max(...spans.map((s) => s[3]))];
-  if (spans.length) show(first - 0.06 * (last - first), last + 0.06 * (last - first)); else show(...extent());
+  shift = new Map();
+  let longest = 0;
+  for (const line of byId("block").value ? shape.timelines : []) {
+    const spans = line.spans.filter(([k]) => inBlock(shape.kernels[k]));
+    // What lays out weights runs far ahead; the block is where its kernels with predecessors are.
+    const body = spans.filter(([k]) => shape.kernels[k].depends);
+    if (!spans.length) continue;
+    const first = Math.min(...(body.length ? body : spans).map((s) => s[2]));
+    shift.set(line.kind, first);
+    longest = Math.max(longest, Math.max(...spans.map((s) => s[3])) - first);
+  }
+  if (longest) show(-0.04 * longest, 1.04 * longest); else show(...extent());
 }
 function choose(index, scroll) {
   chosen = chosen === index && !scroll ? null : index;
-  if (scroll) {
-    const span = shape.timelines[0]?.spans.find((s) => s[0] === index);
-    if (span && (span[3] < view[0] || span[2] > view[1])) { const half = (view[1] - view[0]) / 2; show(span[2] - half, span[2] + half); return; }
+  const line = shape.timelines[0], span = line?.spans.find((s) => s[0] === index), zero = shift.get(line?.kind) ?? 0;
+  if (scroll && span && (span[3] - zero < view[0] || span[2] - zero > view[1])) {
+    const half = (view[1] - view[0]) / 2;
+    show(span[2] - zero - half, span[2] - zero + half);
+    return;
   }
   draw();
 }
@@ -284,7 +296,7 @@ function start(number) {
     shape.candidates.map((c) => ({ cells: [c.chosen ? "kept" : "", c.policy, c.streams, c.waits, us(c.predicted), us(c.measured)], className: c.chosen ? "kept" : "" })));
   const name = (k) => `${k} ${shape.kernels[k].label}`;
   table("waits", [["kernel"], ["waits for"], ["because"]], shape.waits.map((w) => ({ cells: [name(w.kernel), name(w.awaited), w.why], kernel: w.kernel })));
-  view = extent(); draw(); pairTable(); pathList(); kernelTable();
+  shift = new Map(); view = extent(); draw(); pairTable(); pathList(); kernelTable();
 }
 byId("about").textContent = report.about;
 if (report.shapes.length > 1) {
