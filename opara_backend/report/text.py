@@ -220,9 +220,9 @@ def _short(shape: ShapeReport, index: int) -> str:
 
 
 def short_source(source: str) -> str:
-    """`folder/file.py:12` of a source line."""
+    """`file.py:12` of a source line."""
     path = source.partition(" in ")[0]
-    return "/".join(path.replace("\\", "/").split("/")[-2:])
+    return path.replace("\\", "/").rpartition("/")[2]
 
 
 def extent(sizes: tuple[int, int, int]) -> str:
