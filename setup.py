@@ -50,7 +50,7 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["opara_backend", "opara_backend.*"]),
-    package_data={"opara_backend": ["py.typed", "scheduling/README.md"]},
+    package_data={"opara_backend": ["py.typed", "scheduling/README.md", "report/assets/*"]},
     install_requires=[
         "torch>=2.11",
         'triton; platform_system == "Linux"',

@@ -11,6 +11,8 @@ import shutil
 import sys
 from collections.abc import Sequence
 
+from opara_backend.report import command
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
@@ -22,8 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
     )
     demo.add_argument("--calls", type=_positive, default=50, help="timed calls (default: %(default)s)")
+    demo.set_defaults(run=lambda chosen: _demo(chosen.device, chosen.dtype, chosen.calls))
+    command.add_parser(commands)
     chosen = parser.parse_args(argv)
-    return _demo(chosen.device, chosen.dtype, chosen.calls)
+    code: int = chosen.run(chosen)
+    return code
 
 
 def _positive(text: str) -> int:

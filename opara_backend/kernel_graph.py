@@ -56,6 +56,7 @@ class Kernel:
     flops: floating-point operations modelled from shapes, None where nobody knows.
     dtype: element type that decides which peak rate applies.
     source: where the user wrote it, `file:line`, empty if unknown.
+    module: path of the module it computes, `features.3.conv`, empty if unknown (recordings of old have none).
     host: True if it needs the host (CPU tensor, copy between devices), so no CUDA Graph can hold it.
     inplace: pairs of a buffer it reads and one it writes, element by element: both may be the same memory.
     """
@@ -71,6 +72,7 @@ class Kernel:
     source: str = ""
     host: bool = False
     inplace: tuple[tuple[str, str], ...] = ()
+    module: str = ""
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ __all__ = [
     "clear_cublas_workspaces",
     "compile_fx",
     "compile_fx_inner",
+    "compiled_with",
     "counters",
     "forbid_access",
     "has_ordered_effect",
@@ -151,6 +152,29 @@ def abandon_pool(device: torch.device, pool: tuple[int, int]) -> None:
     for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
         with contextlib.suppress(RuntimeError):  # it failed further on, when the first was done
             end(index, pool)
+
+
+def compiled_with(compiled: Any) -> tuple[Any, dict[str, Any], bool | None] | None:
+    """What `torch.compile` was given to make `compiled`: the callable, `mode` and `options`, `dynamic`.
+
+    None if it is not compiled. Seen 2.11, 2.13, 2.15. Without it reports use default options.
+    """
+    compiled = getattr(compiled, "_compiled_call_impl", None) or compiled  # `module.compile()`
+    if isinstance(compiled, torch.nn.Module):
+        original = getattr(compiled, "_orig_mod", None)
+        contexts = [getattr(compiled, "dynamo_ctx", None)]
+    else:
+        original = getattr(compiled, "_torchdynamo_orig_callable", None)
+        contexts = [cell.cell_contents for cell in getattr(compiled, "__closure__", None) or ()]
+    if original is None:
+        return None
+    for context in contexts:
+        backend: Any = getattr(context, "callback", None)
+        while hasattr(backend, "_torchdynamo_orig_backend"):
+            backend = backend._torchdynamo_orig_backend
+        if hasattr(backend, "compiler_fn"):
+            return original, dict(backend.kwargs), backend.dynamic
+    return original, {}, None
 
 
 def check_inductor_option(key: str, value: Any) -> None:

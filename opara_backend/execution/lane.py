@@ -176,7 +176,8 @@ class CudaLane:
     def _first_call(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
         worth = self._warm or self._worth_capturing(key)
-        seen = host.observe(self.runtime.program, args, self.runtime.lives)
+        with self.runtime.record.stage("first_run"):
+            seen = host.observe(self.runtime.program, args, self.runtime.lives)
         self._warm = True
         if not worth:
             return seen.outputs

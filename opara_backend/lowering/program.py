@@ -50,6 +50,7 @@ class _Launch:
     dtype: str
     flops: int | None
     source: str
+    module: str = ""
     inplace: tuple[tuple[str, str], ...] = ()
 
 
@@ -122,11 +123,13 @@ class ProgramWriter:
         dtype: str = "float32",
         flops: int | None = None,
         source: str = "",
+        module: str = "",
         results: Iterable[Buffer] = (),
         inplace: Iterable[tuple[str, str]] = (),
     ) -> None:
         """A kernel. `stores`: names its text binds; `results`: buffers it allocates itself; `inplace`: see `Kernel`."""
-        launch = _Launch(call, list(lines), dict.fromkeys(stores), device, dtype, flops, source, tuple(inplace))
+        bound = dict.fromkeys(stores)
+        launch = _Launch(call, list(lines), bound, device, dtype, flops, source, module, tuple(inplace))
         for buffer in results:
             self._buffers.setdefault(buffer.name, buffer)
         for name in stores:
@@ -254,6 +257,7 @@ class ProgramWriter:
             dtype=launch.dtype,
             flops=launch.flops,
             source=launch.source,
+            module=launch.module,
             host=host or launch.call.effect,
             inplace=self._inplace(launch, reads, writes),
         )
