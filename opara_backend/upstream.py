@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,6 +57,7 @@ __all__ = [
     "WeakStorage",
     "WrapperLine",
     "abandon_pool",
+    "cache_directory",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "compile_fx",
@@ -93,6 +95,13 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
 def inductor_option_names() -> tuple[str, ...]:
     """Every configuration key of Inductor, dotted, sorted. Seen 2.11, 2.13, 2.15."""
     return tuple(sorted(inductor_config.get_config_copy()))
+
+
+def cache_directory() -> Path:
+    """Where Inductor keeps what it compiled. Seen 2.11, 2.13, 2.15; without it `cache` and `doctor` know no place."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
 
 
 def has_ordered_effect(operator: Any) -> bool:
