@@ -63,6 +63,7 @@ setup(
         # Exact, because a new release of either finds new faults in code that did not change.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "bench": ["matplotlib", "numpy", "rich"],
+        "docs": ["mkdocs>=1.6"],
     },
     # Dynamo reads this group: after installation torch.compile knows backend="opara" without any import.
     entry_points={"torch_dynamo_backends": ["opara = opara_backend.backend:opara"]},
