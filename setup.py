@@ -59,10 +59,11 @@ setup(
     extras_require={
         # matplotlib brings the photograph that the demo looks at, so nothing is downloaded.
         "demo": ["matplotlib", "numpy", "pillow", "rich"],
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich"],
+        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich", "tlparse"],
         # Exact, because a new release of either finds new faults in code that did not change.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "bench": ["matplotlib", "numpy", "rich"],
+        "docs": ["mkdocs>=1.6"],
     },
     # Dynamo reads this group: after installation torch.compile knows backend="opara" without any import.
     entry_points={"torch_dynamo_backends": ["opara = opara_backend.backend:opara"]},

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 
 from bench import models
-from bench.readme import ROOT, renewed
+from bench.readme import PAGES, renewed
 from bench.run import Row, run, save
 from bench.tables import console, table
 
@@ -36,10 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     runner.add_argument("--out", help="write the samples to this JSON file")
     runner.add_argument("--record", type=Path, help="write the kernel graphs the last backend made to this folder")
     runner.add_argument("--commit", help="commit to record, where git cannot tell")
-    commands.add_parser("readme", help="renew the generated parts of README.md").set_defaults(models=None)
+    commands.add_parser("readme", help="renew the generated parts of README.md and docs/").set_defaults(models=None)
     chosen = parser.parse_args(argv)
     if chosen.models is None:
-        (ROOT / "README.md").write_text(renewed((ROOT / "README.md").read_text()))
+        for page in PAGES:
+            page.write_text(renewed(page.read_text()))
         return 0
     stock = "reduce-overhead" if torch.cuda.is_available() else "inductor"
     backends = chosen.backends or [stock, "opara"]

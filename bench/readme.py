@@ -1,6 +1,6 @@
-"""Puts what is generated into README.md: the results table and the table of options.
+"""Puts what is generated into README.md and docs/options.md: the results table and the table of options.
 
-Takes: the README's text. Gives: the same text with what stands between its markers made anew.
+Takes: a page's text. Gives: the same text with what stands between its markers made anew.
 Must not change: anything outside the markers. `python -m bench readme` writes it; a test compares.
 """
 
@@ -14,6 +14,7 @@ from bench.report import load, markdown
 from opara_backend.options import ACCEPTED, Options
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "options.md")
 _RESULTS = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 

@@ -6,59 +6,26 @@ Takes: arguments. Gives: an exit code, 0 if all went well. Must not change: anyt
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import sys
+import importlib
 from collections.abc import Sequence
 
-from opara_backend.report import command
+# Modules that each register one command, in the order of the help text.
+COMMANDS = ("commands.demo", "report.command", "commands.doctor", "commands.cache")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
-    parser = argparse.ArgumentParser(prog="python -m opara_backend", description="Opara for PyTorch.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    demo = commands.add_parser("demo", help="classify a photograph with GoogLeNet and compare with plain Inductor")
-    demo.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is a GPU, else cpu")
-    demo.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
+    parser = argparse.ArgumentParser(
+        prog="python -m opara_backend",
+        description='Opara for PyTorch: torch.compile(model, backend="opara").',
+        epilog="Exit codes: 0 all went well, 1 something is wrong, 2 wrong arguments or a machine that cannot do it.",
     )
-    demo.add_argument("--calls", type=_positive, default=50, help="timed calls (default: %(default)s)")
-    demo.set_defaults(run=lambda chosen: _demo(chosen.device, chosen.dtype, chosen.calls))
-    command.add_parser(commands)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        importlib.import_module(f"opara_backend.{name}").register(commands)
     chosen = parser.parse_args(argv)
     code: int = chosen.run(chosen)
     return code
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, at least 1 accepted")
-    return value
-
-
-def _demo(device: str | None, dtype: str | None, calls: int) -> int:
-    import torch
-
-    from opara_backend.demo.run import run
-
-    if device == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: this torch sees no CUDA device; leave the option out to run on the CPU", file=sys.stderr)
-        return 2
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    compiler = os.environ.get("CXX", "g++")
-    if where == "cpu" and shutil.which(compiler) is None:
-        print(
-            f"no C++ compiler: {compiler!r} is nowhere on PATH. Inductor compiles for the CPU with one: install g++, "
-            "or name yours in the environment variable CXX",
-            file=sys.stderr,
-        )
-        return 2
-    kind = dtype or ("float16" if where == "cuda" else "float32")
-    return (
-        0 if run(torch.device(where, 0) if where == "cuda" else torch.device(where), getattr(torch, kind), calls) else 1
-    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Options:
     copy_outputs: bool = True
     max_captures: int = 16
     fallback: str = "warn"
+    annotate: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "copy_outputs": _Accepts("give the caller outputs of its own; False hands out memory the next call overwrites"),
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
+    "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }
 
 

@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 # Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
 from torch._dynamo.utils import counters
+
+# Seen 2.11, 2.13, 2.15. Puts artefacts into the log that TORCH_TRACE asks for and `tlparse` reads, and names the
+# compilation they belong to. Without them: no artefacts, and graphs without a name in profiles.
+from torch._guards import CompileContext
 
 # Seen 2.11, 2.13, 2.15. Without it: no typed check of Inductor's own option keys, nor their defaults.
 from torch._inductor import config as inductor_config
@@ -49,6 +55,7 @@ from torch._inductor.utils import IndentedBuffer
 
 # Seen 2.11, 2.13, 2.15. The graph being lowered. Without it: no buffers, sizes, constants.
 from torch._inductor.virtualized import V
+from torch._logging._internal import trace_structured
 
 # Seen 2.11, 2.13, 2.15. Tells whether a storage is still held, by a view for instance, after its Python object is gone.
 # Without it an output lent with copy_outputs=False could not be taken back.
@@ -65,6 +72,7 @@ __all__ = [
     "WeakStorage",
     "WrapperLine",
     "abandon_pool",
+    "cache_directory",
     "can_match_buffer_size",
     "check_inductor_option",
     "clear_cublas_workspaces",
@@ -72,12 +80,14 @@ __all__ = [
     "compile_fx_inner",
     "compiled_with",
     "counters",
+    "current_compile_id",
     "forbid_access",
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
     "list_mode_options",
     "storage_over",
+    "trace_artifact",
     "wrapper_codegen_for",
 ]
 
@@ -104,6 +114,29 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
 def inductor_option_names() -> tuple[str, ...]:
     """Every configuration key of Inductor, dotted, sorted. Seen 2.11, 2.13, 2.15."""
     return tuple(sorted(inductor_config.get_config_copy()))
+
+
+def cache_directory() -> Path:
+    """Where Inductor keeps what it compiled. Seen 2.11, 2.13, 2.15; without it `cache` and `doctor` know no place."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def current_compile_id() -> Any:
+    """What torch calls the compilation under way (`0/0`), or None."""
+    return CompileContext.current_compile_id()
+
+
+def trace_artifact(name: str, document: Callable[[], Any], compile_id: Any = None) -> None:
+    """Put `document`, plain data, into the structured log of the compilation; nothing is made if nobody listens."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "json"},
+        payload_fn=lambda: json.dumps(document(), indent=1),
+        expect_trace_id=False,
+        compile_id=compile_id,
+    )
 
 
 def has_ordered_effect(operator: Any) -> bool:

@@ -23,6 +23,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.profiling.timing import profile_on_cuda
+from opara_backend.report import annotate
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule
 
@@ -48,7 +49,7 @@ def capture_best(
     The third: the schedules tried with their seconds per replay; nothing if there was no choice.
     """
     record = runtime.record
-    with record.stage("profile"):
+    with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, memory, probe))
     # Pools of graphs that are gone (those profiled just now, those of dropped models) are of no use to anyone until
     # they are given back to the device.
@@ -58,7 +59,7 @@ def capture_best(
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
     widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
-    with record.stage("capture"):
+    with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         tried = [(plan, capture_plan(runtime.program, plan, arguments, memory)) for plan in plans]
     del widest  # from now on it lives as long as a graph that works in it
     if len(tried) == 1:

@@ -26,6 +26,7 @@ from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
+from opara_backend.report import annotate
 from opara_backend.scheduling.schedule import ScheduleError
 
 if TYPE_CHECKING:
@@ -41,8 +42,9 @@ class _Captured:
     """One captured shape: the graph, the arguments it reads, and how to hand out its outputs."""
 
     def __init__(
-        self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, loans: Loans | None
+        self, graph: CapturedGraph, arguments: StaticArguments, outputs: OutputSpec, loans: Loans | None, name: str = ""
     ) -> None:
+        self.name = name
         self.graph, self.arguments, self.outputs, self.loans = graph, arguments, outputs, loans
         self.accepts, self.expired = arguments.accept, arguments.expired
 
@@ -59,6 +61,14 @@ class _Captured:
         if self.loans is not None:
             self.loans.end()
         self.graph.reset()
+
+
+class _NamedCaptured(_Captured):
+    """One whose replays profilers can tell."""
+
+    def __call__(self, args: Sequence[Any], stream: torch.cuda.Stream) -> tuple[Any, ...]:
+        with annotate.ranged(f"{self.name}: replay"):
+            return super().__call__(args, stream)
 
 
 class CudaLane:
@@ -175,6 +185,10 @@ class CudaLane:
 
     def _first_call(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
+        with annotate.stage(self.runtime.options.annotate, self.runtime.name, "first call"):
+            return self._first_call_of(key, args)
+
+    def _first_call_of(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         worth = self._warm or self._worth_capturing(key)
         with self.runtime.record.stage("first_run"):
             seen = host.observe(self.runtime.program, args, self.runtime.lives)
@@ -224,7 +238,8 @@ class CudaLane:
                     self.runtime.record.measured(key, tried)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
         arguments.let_go()
-        self._captures.add(key, _Captured(captured, arguments, outputs, self._loans))
+        kind = _NamedCaptured if self.runtime.options.annotate else _Captured
+        self._captures.add(key, kind(captured, arguments, outputs, self._loans, self.runtime.name))
         self._decided[key] = plan
         self._decided.move_to_end(key)
         if len(self._decided) > DECISIONS_KEPT:

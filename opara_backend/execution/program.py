@@ -58,7 +58,12 @@ class Program:
             return lambda args: self.run(args, None, None, None)
         from opara_backend.execution.runtime import Runtime
 
-        return Runtime(self, KernelGraph.from_json(self.graph_json), chosen)
+        runtime = Runtime(self, KernelGraph.from_json(self.graph_json), chosen)
+        if not chosen.annotate:
+            return runtime
+        from opara_backend.report import annotate
+
+        return annotate.named_call(runtime, runtime.name)
 
 
 class Activation:

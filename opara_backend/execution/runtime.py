@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from opara_backend import fallback
+from opara_backend import fallback, upstream
 from opara_backend.execution import host
 from opara_backend.execution.host import InOrder, Plan
 from opara_backend.execution.program import Program
@@ -29,6 +29,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError, lifetimes, plan_memory, verify_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
+from opara_backend.report import annotate
 from opara_backend.report.record import GraphRecord, publish
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
@@ -43,8 +44,12 @@ class Runtime:
     """The callable of one compiled graph. `record` is what reports read."""
 
     def __init__(self, program: Program, graph: KernelGraph, options: Options) -> None:
-        self.program, self.graph, self.options = program, graph, options
-        self.record = GraphRecord(graph, options)
+        self.graph, self.options = graph, options
+        self.program = annotate.named_kernels(program, graph) if options.annotate else program
+        compile_id = upstream.current_compile_id()
+        self.name = f"opara graph {compile_id}" if compile_id is not None else "opara graph"
+        self.record = GraphRecord(graph, options, compile_id=compile_id)
+        self.record.lowered()
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
         self._scalars: tuple[int, ...] | None = None

@@ -21,7 +21,7 @@ class WrongArgument(Exception):
     """What was given and what is accepted."""
 
 
-def add_parser(commands: Any) -> None:
+def register(commands: Any) -> None:
     """Add the subcommand to `commands`, an argparse subparsers object."""
     parser = commands.add_parser(
         "explain",

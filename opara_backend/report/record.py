@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ class GraphRecord:
     candidates: dict[tuple[Any, ...], list[tuple[Schedule, float]]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     stages: Stages = Stages()
+    compile_id: Any = None  # torch's name for the compilation, `0/0`; None where it was compiled outside of Dynamo
     replays: int = 0
     other_calls: int = 0
 
@@ -86,6 +88,12 @@ class GraphRecord:
         finally:
             self.spent(**{name: time.perf_counter() - start})
 
+    def lowered(self) -> None:
+        """Note that the graph is there."""
+        from opara_backend import upstream
+
+        upstream.trace_artifact("opara_kernel_graph", lambda: json.loads(self.graph.to_json()), self.compile_id)
+
     def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
         """Note how shape `key` runs from now on."""
         log.info(
@@ -99,6 +107,9 @@ class GraphRecord:
             plan.memory.requested_bytes,
         )
         self.plans[key] = (plan, captured)
+        from opara_backend import upstream
+
+        upstream.trace_artifact("opara_schedule", lambda: _chosen(key, plan, captured), self.compile_id)
 
     def measured(self, key: tuple[Any, ...], candidates: list[tuple[Schedule, float]]) -> None:
         """Note what the search for shape `key` found."""
@@ -114,6 +125,29 @@ class GraphRecord:
         """Shape `key` is no longer ready to run."""
         self.plans.pop(key, None)
         self.candidates.pop(key, None)
+
+
+def _chosen(key: tuple[Any, ...], plan: Plan, captured: bool) -> dict[str, Any]:
+    """How a shape runs, as plain data."""
+    schedule, kernels = plan.schedule, plan.graph.kernels
+    return {
+        "schema": 1,
+        "shape": repr(key),
+        "captured": captured,
+        "policy": schedule.policy,
+        "streams": schedule.streams,
+        "launches": [
+            {
+                "kernel": kernels[k].name,
+                "call": kernels[k].call,
+                "stream": schedule.stream[k],
+                "waits": [kernels[before].name for before in schedule.waits[k]],
+            }
+            for k in schedule.order
+        ],
+        "arena_bytes": plan.memory.arena_bytes,
+        "requested_bytes": plan.memory.requested_bytes,
+    }
 
 
 def publish(record: GraphRecord) -> None:

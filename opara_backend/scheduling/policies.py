@@ -73,7 +73,13 @@ def order_names() -> tuple[str, ...]:
 
 def build(graph: KernelGraph, profile: Profile, *, policy: str, launch_order: str, streams: int) -> Schedule:
     """Schedule `graph` by `policy` and `launch_order` on at most `streams` streams, and verify the result."""
-    schedule = draft(graph, profile, stream_policy(policy), order_policy(launch_order), streams)
+    allocate, order = stream_policy(policy), order_policy(launch_order)
+    try:
+        schedule = draft(graph, profile, allocate, order, streams)
+    except ScheduleError:
+        raise
+    except Exception as error:  # a policy of somebody's own
+        raise ScheduleError(f"policy {policy}/{launch_order} raised {type(error).__name__}: {error}") from error
     schedule = replace(schedule, policy=f"{policy}/{launch_order}")
     verify(graph, schedule)
     return schedule

@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "copy_outputs": True,
     "max_captures": 16,
     "fallback": "warn",
+    "annotate": False,
 }
 ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "policy": ("auto", "opara", "nimble", "wavefront", "list_k", "sequential"),
@@ -34,6 +35,7 @@ ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "copy_outputs": (True, False),
     "max_captures": (1, 4096),
     "fallback": ("warn", "error"),
+    "annotate": (True, False),
 }
 
 
@@ -88,6 +90,7 @@ def test_what_is_acceptable_is_taken_and_does_not_reach_inductor(key: str) -> No
         ("max_captures", True),
         ("max_captures", "many"),
         ("fallback", False),
+        ("annotate", "yes"),
     ],
 )
 def test_a_wrong_type_is_refused_with_key_type_and_value(key: str, value: Any) -> None:

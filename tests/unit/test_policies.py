@@ -179,7 +179,7 @@ def test_a_policy_that_a_package_announces_is_found(monkeypatch: pytest.MonkeyPa
     assert schedule == Schedule((0, 1, 0), (0, 1, 2), ((), (0,), (1,)), "mine/program")
     assert policy_names() == (*BUILT_IN_POLICIES, "mine")
     assert order_names() == tuple(BUILT_IN_ORDERS)
-    with pytest.raises(ValueError, match="placed 3 kernels of 4"):
+    with pytest.raises(ScheduleError, match="placed 3 kernels of 4"):
         build(
             graph_of(*[("in", name) for name in "abcd"]),
             profile_of(*[("memory", 1.0)] * 4),

@@ -1,23 +1,16 @@
-"""What the README says that can be checked without running a model."""
+"""The generated parts of README and docs are those that the committed results and the options give."""
 
 from __future__ import annotations
 
-import configparser
-import re
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text()
+import pytest
+
+from bench.readme import PAGES, renewed
 
 
-def test_commands_name_environments_that_exist() -> None:
-    tox = configparser.ConfigParser()
-    tox.read(ROOT / "tox.ini")
-    environments = {name.removeprefix("testenv:") for name in tox.sections()}
-    named = set(re.findall(r"tox -e (\w+)", README))
-    assert {"demo", "test"} <= named <= environments
-
-
-def test_ci_calls_the_test_command() -> None:
-    ci = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"tox -e [\w,]*\btest\b", ci)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    text = page.read_text()
+    assert renewed(text) == text, "run `python -m bench readme`"
+    assert "| `annotate` |" in text
