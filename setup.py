@@ -59,7 +59,11 @@ setup(
     extras_require={
         # matplotlib brings the photograph that the demo looks at, so nothing is downloaded.
         "demo": ["matplotlib", "numpy", "pillow", "rich"],
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich", "tlparse"],
+        "test": [
+            *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich"),
+            *("fastapi", "httpx", "tlparse", "uvicorn"),
+        ],
+        "examples": ["fastapi", "httpx", "matplotlib", "numpy", "pillow", "uvicorn"],
         # Exact, because a new release of either finds new faults in code that did not change.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "bench": ["matplotlib", "numpy", "rich"],

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from shared import describe, parser, synchronize
 from torch import Tensor, nn
 
+from opara_backend.report.record import collect
+
 
 class Block(nn.Module):
     """Attention over the cache, and an MLP."""
@@ -89,9 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = Decoder(layers, width, heads, vocabulary, len(prompt) + chosen.tokens).to(chosen.device).eval()
     twin = copy.deepcopy(model)  # with a cache of its own
     fast = torch.compile(model, backend="opara")
-    first = generate(
-        fast, prompt, chosen.tokens, chosen.device
-    )  # compiles, captures, and is right from the first token
+    with collect() as records:  # the first loop compiles and captures, and is right from its first token
+        first = generate(fast, prompt, chosen.tokens, chosen.device)
     seconds = {}
     for name, step in (("eager", twin), ("opara", fast)):
         synchronize(chosen.device)

@@ -1,4 +1,4 @@
-"""Fenced blocks of the README and of `docs/`, so that tests can run what they show.
+"""Fenced blocks of the READMEs and of `docs/`, so that tests can run what they show.
 
 A comment right before a block says how it is tested: `<!-- test: gpu -->` needs a GPU, `<!-- test: slow -->` runs
 with `tox -e docs`, `<!-- test: needs ... -->` what no test machine is sure to have. Without one it runs everywhere.
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md")
 _BLOCK = re.compile(r"(?:^<!-- test: ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

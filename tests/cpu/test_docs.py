@@ -119,7 +119,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_navigation() -> None:
     nav = (ROOT / "mkdocs.yml").read_text()
-    assert all(page.name in nav for page in PAGES if page.parent != ROOT)
+    assert all(page.name in nav for page in PAGES if page.parent == ROOT / "docs")
 
 
 def test_a_policy_in_an_installed_package(tmp_path: Path) -> None:
