@@ -55,11 +55,12 @@ setup(
         "torch>=2.11",
         'triton; platform_system == "Linux"',
         "sympy",
+        "rich",  # tables; loaded only when a report is printed
     ],
     extras_require={
         # matplotlib brings the photograph that the demo looks at, so nothing is downloaded.
         "demo": ["matplotlib", "numpy", "pillow", "rich"],
-        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich"],
+        "test": ["pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich", "selenium"],
         # Exact, because a new release of either finds new faults in code that did not change.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "bench": ["matplotlib", "numpy", "rich"],

@@ -21,7 +21,7 @@ from opara_backend.report.matching import Event, Match, match
 from opara_backend.report.model import Span, Timeline
 from opara_backend.scheduling.schedule import Schedule
 
-NOTE = "torch.profiler, which itself delays the streams of a replay: trust durations more than gaps"
+NOTE = "the profiler delays streams: trust durations more than gaps"
 
 
 def replays(events: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
@@ -74,8 +74,8 @@ def measured(
             spans.append(Span(kernel, schedule.stream[kernel], start, end))
     first = min((s.start for s in spans), default=0.0)
     moved = tuple(Span(s.kernel, s.stream, s.start - first, s.end - first) for s in spans)
-    note = f"median of {len(matches)} replay{'s' if len(matches) > 1 else ''} under {NOTE}"
-    return Timeline("measured", "chosen schedule, measured", moved, _unsure(matches), note)
+    note = f"median of {len(matches)} replay{'s' if len(matches) > 1 else ''}; {NOTE}"
+    return Timeline("measured", "chosen schedule, measured under the profiler", moved, _unsure(matches), note)
 
 
 def _unsure(matches: Sequence[Match]) -> tuple[int, ...]:
