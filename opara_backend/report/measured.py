@@ -29,7 +29,7 @@ def replays(events: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
     launched = {
         e["args"]["correlation"]
         for e in events
-        if e.get("cat") == "cuda_runtime" and str(e.get("name")).startswith("cudaGraphLaunch")
+        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "GraphLaunch" in str(e.get("name"))
     }
     found: dict[int, list[Event]] = {}
     for e in events:

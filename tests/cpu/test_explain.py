@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import opara_backend
+import opara_backend.report.explain as explaining
+from opara_backend.execution.runtime import Runtime
 from opara_backend.report.model import Report
 
 
@@ -65,6 +70,22 @@ def test_a_compiled_model_is_explained_as_it_was_compiled_and_left_alone() -> No
             assert torch.equal(compiled(X), expected)
     with pytest.raises(ValueError, match="options= is for models that are not compiled"):
         opara_backend.explain(compiled, X, options={"streams": 2})
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Runtime]] = []
+    begin = Runtime.__init__
+
+    def remembered(self: Runtime, *args: Any) -> None:
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Runtime, "__init__", remembered)
+    before = set(vars(explaining))
+    opara_backend.explain(Branches().eval(), X)
+    gc.collect()
+    assert [runtime() for runtime in made] == [None]
+    assert set(vars(explaining)) == before
 
 
 def test_functions_and_models_compiled_in_place() -> None:
