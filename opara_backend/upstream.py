@@ -82,6 +82,7 @@ __all__ = [
     "counters",
     "current_compile_id",
     "forbid_access",
+    "forget_compiled",
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
@@ -208,6 +209,14 @@ def compiled_with(compiled: Any) -> tuple[Any, dict[str, Any], bool | None] | No
         if hasattr(backend, "compiler_fn"):
             return original, dict(backend.kwargs), backend.dynamic
     return original, {}, None
+
+
+def forget_compiled(function: Any) -> None:
+    """Drop what Dynamo compiled for the code of `function`.
+
+    Seen 2.11, 2.13, 2.15. Without it what `explain` compiled, captured graphs included, lives as long as the process.
+    """
+    torch._dynamo.eval_frame.reset_code(function.__code__)
 
 
 def check_inductor_option(key: str, value: Any) -> None:

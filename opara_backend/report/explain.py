@@ -9,9 +9,11 @@ side effects happen as often.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import platform
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -41,8 +43,8 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     if given is not None and options is not None:
         raise ValueError("options= is for models that are not compiled yet; this one is explained with its own")
     original, settings, dynamic = given or (model, {"options": options} if options else {}, None)
-    with contextlib.nullcontext() if given is not None else torch.no_grad(), _recompilable():
-        call = _compiled(original, settings, dynamic)
+    quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
+    with quiet, _recompilable(), _compiled(original, settings, dynamic) as call:
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
                 call(*inputs, **kwargs)
@@ -55,15 +57,21 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
 
 
 @contextlib.contextmanager
-def _recompilable() -> Any:
+def _recompilable() -> Iterator[None]:
     """A stance of the caller's that forbids compiling would leave nothing to report."""
     with torch.compiler.set_stance("default"):
         yield
 
 
-def _compiled(model: Callable[..., Any], settings: Mapping[str, Any], dynamic: bool | None) -> Callable[..., Any]:
-    """`model` compiled by a backend and under code that nobody else has, so that no cache of Dynamo's serves it."""
-    from opara_backend import backend
+@contextlib.contextmanager
+def _compiled(
+    model: Callable[..., Any], settings: Mapping[str, Any], dynamic: bool | None
+) -> Iterator[Callable[..., Any]]:
+    """`model` compiled by a backend and under code that nobody else has, so that no cache of Dynamo's serves it.
+
+    It is forgotten behind the block, so that captured graphs give their memory back.
+    """
+    from opara_backend import backend, upstream
 
     def fresh(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         return backend.opara(gm, example_inputs, **settings)
@@ -71,9 +79,13 @@ def _compiled(model: Callable[..., Any], settings: Mapping[str, Any], dynamic: b
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
-    call.__code__ = call.__code__.replace()
-    compiled: Callable[..., Any] = torch.compile(call, backend=fresh, dynamic=dynamic)
-    return compiled
+    # With globals of its own as well: Dynamo puts what it compiled there.
+    scope = {"__name__": __name__, "__builtins__": builtins}
+    own = types.FunctionType(call.__code__.replace(), scope, call.__name__, None, call.__closure__)
+    try:
+        yield torch.compile(own, backend=fresh, dynamic=dynamic)
+    finally:
+        upstream.forget_compiled(own)
 
 
 def _report(

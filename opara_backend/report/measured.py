@@ -21,7 +21,7 @@ from opara_backend.report.matching import Event, Match, match
 from opara_backend.report.model import Span, Timeline
 from opara_backend.scheduling.schedule import Schedule
 
-NOTE = "torch.profiler, which itself delays the streams of a replay: trust durations more than gaps"
+NOTE = "the profiler delays streams: trust durations more than gaps"
 
 
 def replays(events: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
@@ -29,7 +29,7 @@ def replays(events: Sequence[Mapping[str, Any]]) -> list[list[Event]]:
     launched = {
         e["args"]["correlation"]
         for e in events
-        if e.get("cat") == "cuda_runtime" and str(e.get("name")).startswith("cudaGraphLaunch")
+        if e.get("cat") in ("cuda_runtime", "cuda_driver") and "GraphLaunch" in str(e.get("name"))
     }
     found: dict[int, list[Event]] = {}
     for e in events:
@@ -74,8 +74,8 @@ def measured(
             spans.append(Span(kernel, schedule.stream[kernel], start, end))
     first = min((s.start for s in spans), default=0.0)
     moved = tuple(Span(s.kernel, s.stream, s.start - first, s.end - first) for s in spans)
-    note = f"median of {len(matches)} replay{'s' if len(matches) > 1 else ''} under {NOTE}"
-    return Timeline("measured", "chosen schedule, measured", moved, _unsure(matches), note)
+    note = f"median of {len(matches)} replay{'s' if len(matches) > 1 else ''}; {NOTE}"
+    return Timeline("measured", "chosen schedule, measured under the profiler", moved, _unsure(matches), note)
 
 
 def _unsure(matches: Sequence[Match]) -> tuple[int, ...]:

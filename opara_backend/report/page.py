@@ -18,6 +18,7 @@ from opara_backend.report.text import extent, plain, short_source
 from opara_backend.report.timelines import overlap_fraction
 
 _FEWEST_BLOCKS = 4
+_CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")
 
 
 def page(report: Report) -> str:
@@ -94,12 +95,11 @@ def _shape(name: str, graph: GraphReport, shape: ShapeReport, classes: dict[str,
 
 
 def _kernel(index: int, row: KernelRow, depends: bool, paths: list[str], classes: dict[str, str]) -> dict[str, Any]:
-    last = row.module.rpartition(" + ")[2].split(".")
-    own = row.module.split(" + ")
+    own = [path for path in row.module.split(" + ") if path != "..."]
     return {
         "index": index,
         "label": row.label,
-        "short": f"{'.'.join(last[-3:])} {row.operation}" if row.module else row.operation,
+        "short": f"{_tail(own[-1])} {row.operation}" if row.module else row.operation,
         "module": row.module,
         "classes": " + ".join(_with_classes(path, classes) for path in own) if row.module else "",
         "blocks": [p for p in paths if any(m == p or m.startswith(p + ".") for m in own)],
@@ -123,11 +123,22 @@ def _kernel(index: int, row: KernelRow, depends: bool, paths: list[str], classes
 
 
 def _with_classes(path: str, classes: dict[str, str]) -> str:
-    """`features.5 (Inception) . three.0 (ConvNorm) . conv (Conv2d)`: where the user's own classes lie on the path."""
-    parts = path.split(".")
-    found = [(".".join(parts[: i + 1]), classes.get(".".join(parts[: i + 1]), "")) for i in range(len(parts))]
-    named = [f"{p}: {c}" for p, c in found if c and c not in ("Sequential", "ModuleList", "ModuleDict")]
-    return f"{path} ({', '.join(named)})" if named else path
+    """`features.5 (Inception) > five.1 (ConvNorm) > conv (Conv2d)`: a path with the classes that say something."""
+    parts, steps, since = path.split("."), list[str](), 0
+    for end in range(1, len(parts) + 1):
+        kind = classes.get(".".join(parts[:end]), "")
+        if kind and kind not in _CONTAINERS:
+            steps.append(f"{'.'.join(parts[since:end])} ({kind})")
+            since = end
+    return " > ".join([*steps, *([".".join(parts[since:])] if since < len(parts) else [])])
+
+
+def _tail(path: str) -> str:
+    """The last names of a path, for a label inside a bar."""
+    parts = path.split(".")[-3:]
+    while len(parts) > 1 and parts[0].isdigit():
+        del parts[0]
+    return ".".join(parts)
 
 
 def _blocks(shape: ShapeReport, classes: dict[str, str]) -> list[tuple[str, str]]:

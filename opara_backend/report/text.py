@@ -23,6 +23,7 @@ _COLUMNS = (
     *("", "kernel", "source", "stream", "us", "grid/block"),
     *("regs", "shared", "blocks/SM", "waves", "GPU", "bound"),
 )
+_WIDE, _WIDE_ONLY = 112, ("regs", "shared", "blocks/SM", "waves", "bound")
 
 
 def plain(report: Report, *, width: int | None = None, kernels: int | None = SHOWN) -> str:
@@ -167,15 +168,16 @@ def _kernels(shape: ShapeReport, shown: int | None, width: int) -> Table:
     more = f"{hidden} more: report.text(kernels=None), or report.save_html(...)" if hidden else None
     title = "kernels in launch order (* on the critical path)"
     table = Table(title=title, title_justify="left", caption=more, padding=(0, 0))
-    rows = [_cells(index, shape.kernels[index]) for index in order[: len(order) - hidden]]
-    widths = [max([len(name), *(len(row[i]) for row in rows)]) for i, name in enumerate(_COLUMNS)]
+    names = [i for i, name in enumerate(_COLUMNS) if width >= _WIDE or name not in _WIDE_ONLY]
+    rows = [[_cells(index, shape.kernels[index])[i] for i in names] for index in order[: len(order) - hidden]]
+    widths = [max([len(_COLUMNS[i]), *(len(row[at]) for row in rows)]) for at, i in enumerate(names)]
     # What is left for the two columns of text, which are cut; rich would cut the numbers as well.
-    left = max(40, width - sum(widths) + widths[1] + widths[2] - len(_COLUMNS) - 1)
-    widths[2] = min(widths[2], left // 3)
+    left = max(40, width - sum(widths) + widths[1] + widths[2] - len(names) - 1)
+    widths[2] = min(widths[2], left * 2 // 5)
     widths[1] = min(widths[1], left - widths[2])
-    for i, name in enumerate(_COLUMNS):
+    for at, i in enumerate(names):
         justify: Literal["left", "right"] = "left" if i in (1, 2) else "right"
-        table.add_column(name, justify=justify, no_wrap=True, width=widths[i], overflow="ellipsis")
+        table.add_column(_COLUMNS[i], justify=justify, no_wrap=True, width=widths[at], overflow="ellipsis")
     for row in rows:
         table.add_row(*row)
     return table

@@ -142,7 +142,11 @@ def test_a_long_table_says_how_to_see_the_rest() -> None:
     assert "report.text(kernels=None)" in report.text(width=130, kernels=25)
     assert text.count("googlenet.py:") == everything.count("googlenet.py:") == 122
     assert max(map(len, everything.splitlines())) <= 130
-    assert str(report).count("googlenet.py:") == 25
+    for width in (60, 80, 100, 120, 160):
+        narrow = report.text(width=width, kernels=25)
+        assert narrow.count("googlenet.py:") == 25
+        assert max(map(len, narrow.splitlines())) <= width
+    assert "97 more" in str(report)
     assert "<pre" in report._repr_html_()
 
 
