@@ -21,9 +21,9 @@ GROUPS = st.lists(st.lists(SECONDS, min_size=1, max_size=5), min_size=1, max_siz
 
 
 def results(
-    seed: int, slower: float = 1.0, drift: float = 1.0, cases: int = 45, noise: float = 0.005, backend: str = "opara"
+    seed: int, slower: float = 1.0, drift: float = 1.0, cases: int = 20, noise: float = 0.005, backend: str = "opara"
 ) -> Results:
-    """45 cases in three processes of seven rounds, as a GPU gives them: 0.5 % between rounds and between processes.
+    """Cases in three processes of seven rounds, as a GPU gives them: 0.5 % between rounds and between processes.
 
     slower: planted in the first case's `backend`; drift: the whole machine is so much slower.
     """
@@ -45,7 +45,7 @@ def slower(before: Results, after: Results, base: str | None = None) -> list[tup
     return [(m.case[0], m.backend) for m in compare(before, after, base=base) if m.verdict == SLOWER]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_planted_slowdown_of_5_per_cent_is_found_and_nothing_else(seed: int) -> None:
     before = results(seed)
     assert slower(before, results(seed + 100, slower=1.05)) == [("m0", "opara")]
@@ -63,7 +63,7 @@ def test_a_planted_gain_is_told() -> None:
 
 def test_relative_to_a_base_a_slower_machine_is_no_regression() -> None:
     before, after = results(0), results(1, slower=1.08, drift=1.4)
-    assert len(slower(before, after)) == 90
+    assert len(slower(before, after)) == 40
     assert slower(before, after, base="stock") == [("m0", "opara")]
 
 
@@ -111,9 +111,9 @@ def test_scaling_one_side_scales_the_ratio(groups: Sequence[Sequence[float]], fa
 
 def test_noise_is_pooled_over_cases() -> None:
     rows = results(3).rows
-    sides = [[[r.samples.gpu[0]] for r in rows if r.model == f"m{c}" and r.backend == "opara"] for c in range(45)]
+    sides = [[[r.samples.gpu[0]] for r in rows if r.model == f"m{c}" and r.backend == "opara"] for c in range(20)]
     noise = process_noise(sides)
-    assert noise == pytest.approx(0.007, rel=0.2)  # between processes and of one round, 0.5 % each
+    assert noise == pytest.approx(0.007, rel=0.3)  # between processes and of one round, 0.5 % each
     assert process_noise([[[1.0, 2.0]]]) == 0.0
     one, three = [[1.0]], [[1.0]] * 3
     limits = [beyond(noise, one, other, confidence=0.99, comparisons=9) for other in (one, three)]

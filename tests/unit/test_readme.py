@@ -14,7 +14,7 @@ def test_commands_name_environments_that_exist() -> None:
     tox = configparser.ConfigParser()
     tox.read(ROOT / "tox.ini")
     environments = {name.removeprefix("testenv:") for name in tox.sections()}
-    named = set(re.findall(r"tox -e (\w+)", README))
+    named = set(re.findall(r"tox -e ([\w-]+)", README))
     assert {"demo", "test"} <= named <= environments
 
 
