@@ -80,7 +80,7 @@ def module_of(origin: Any) -> str:
     paths: dict[tuple[str, ...], None] = {}
     # An operator's origins name its operands' too; its own node is told apart, a fused kernel's last one only.
     own = getattr(getattr(origin, "node", None), "origin_node", None) if not hasattr(origin, "group") else None
-    for fx_node in [own] if own is not None else sorted(_fx_nodes(origin)):
+    for fx_node in [own] if own is not None else _in_order(_fx_nodes(origin)):
         stack = list((fx_node.meta.get("nn_module_stack") or {}).values())
         if stack:
             path = _ROOT.sub("", str(stack[-1][0])).lstrip(".")
@@ -95,6 +95,14 @@ def module_of(origin: Any) -> str:
     # Within others lies what says more: of `block` and `block.conv` the latter.
     inner = [p for p in paths if not any(q != p and q[: len(p)] == p for q in paths)]
     return " + ".join(".".join(p) for p in inner[:2]) + (" + ..." if len(inner) > 2 else "")
+
+
+def _in_order(nodes: Iterable[torch.fx.Node]) -> list[torch.fx.Node]:
+    """`nodes` in program order, where this torch compares nodes by it; else as they come."""
+    try:
+        return sorted(nodes)
+    except TypeError:
+        return list(nodes)
 
 
 def flops_of(origin: Any, *, generated: bool) -> int | None:

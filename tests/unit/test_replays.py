@@ -9,9 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opara_backend.execution.host import Plan
+from opara_backend.memory import plan_memory
+from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile
+from opara_backend.report.build import graph_report
 from opara_backend.report.matching import HANDOVER, RESOLUTION, Event, match
 from opara_backend.report.measured import measured, replays
+from opara_backend.report.model import Report
+from opara_backend.report.record import GraphRecord
+from opara_backend.report.replays import with_events
 from opara_backend.report.timelines import predicted
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import happens_before
@@ -69,6 +76,22 @@ def test_the_measured_timeline(name: str) -> None:
     # The profiler's durations, kernels side by side, against events', one after the other.
     alone = sum(k.duration for k in found.profile.kernels)
     assert 0.8 * alone < sum(s.end - s.start for s in line.spans) < 1.6 * alone
+
+
+def test_a_report_gains_what_a_trace_tells() -> None:
+    found, other = recorded("googlenet"), recorded("moe_decode")
+    records = []
+    for one in (found, other):
+        plan = Plan(one.graph, one.profile, one.schedule, plan_memory(one.graph, one.schedule))
+        records.append(GraphRecord(one.graph, Options(), plans={(): (plan, True), ("in order",): (plan, False)}))
+    report = Report("both", "a GPU", (), graphs=tuple(graph_report(r, GPU) for r in records))
+    mixed = with_events(report, records, [*found.events, *other.events])
+    for graph, one in zip(mixed.graphs, (found, other), strict=True):
+        assert graph.shapes[0].timeline("measured") == one.timeline()
+        assert graph.shapes[1].timeline("measured") is None
+    alone = with_events(report, records, found.events)
+    assert any("none of 3 replays" in note for note in alone.graphs[1].shapes[0].notes)
+    assert any("none of 0 replays" in note for note in with_events(report, records, []).graphs[0].shapes[0].notes)
 
 
 def test_replays_of_another_graph_are_not_ours() -> None:
