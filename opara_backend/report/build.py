@@ -131,7 +131,7 @@ def shape_report(
     estimated = host_seconds is not None
     name = device.name if device is not None else graph.device
     chain = critical_chain(graph, profile.durations())
-    planned = predicted(graph, profile, schedule) if state != "unplanned" else ()
+    planned = predicted(graph, profile, schedule, estimated=estimated) if state != "unplanned" else ()
     timelines = (*planned, *([measured] if measured is not None else []))
     return model.ShapeReport(
         shape=shape,

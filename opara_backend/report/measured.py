@@ -17,7 +17,8 @@ from typing import Any
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.occupancy import Launch
-from opara_backend.report.matching import Event, Match, match
+from opara_backend.report.assignment import Event
+from opara_backend.report.matching import Match, match
 from opara_backend.report.model import Span, Timeline
 from opara_backend.scheduling.schedule import Schedule
 

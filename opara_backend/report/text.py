@@ -81,7 +81,7 @@ def _graph(number: int, graph: GraphReport) -> Table:
     if calls:
         table.add_row("calls", f"{calls}, {graph.hit_rate:.0%} of them replayed")
     spent = [(name, getattr(graph.stages, name)) for name in graph.stages.__dataclass_fields__]
-    table.add_row("time spent", ", ".join(f"{n.replace('_', ' ')} {s * 1e3:.3g} ms" for n, s in spent if s))
+    table.add_row("time spent", ", ".join(f"{n.replace('_', ' ')} {_spent(s)}" for n, s in spent if s))
     for step in graph.fallbacks:
         where = f" [{step.source}]" if step.source and step.source not in step.detail else ""
         table.add_row("fallback", Text(f"{step.reason}: {step.detail}{where} ({step.remedy})"))
@@ -166,7 +166,7 @@ def _kernels(shape: ShapeReport, shown: int | None, width: int) -> Table:
     order = sorted(range(len(shape.kernels)), key=lambda k: shape.kernels[k].position)
     hidden = 0 if shown is None else max(0, len(order) - shown)
     more = f"{hidden} more: report.text(kernels=None), or report.save_html(...)" if hidden else None
-    title = "kernels in launch order (* on the critical path)"
+    title = "kernels in launch order (* on the critical path)" + ("; numbers are estimated" if shape.estimated else "")
     table = Table(title=title, title_justify="left", caption=more, padding=(0, 0))
     names = [i for i, name in enumerate(_COLUMNS) if width >= _WIDE or name not in _WIDE_ONLY]
     rows = [[_cells(index, shape.kernels[index])[i] for i in names] for index in order[: len(order) - hidden]]
@@ -238,6 +238,10 @@ def extent(sizes: tuple[int, int, int]) -> str:
 def us(seconds: float | None) -> str:
     """Seconds as microseconds, for people."""
     return "" if seconds is None else f"{seconds * 1e6:.1f} us"
+
+
+def _spent(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
 def _count(number: int, thing: str) -> str:

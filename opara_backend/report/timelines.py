@@ -18,7 +18,9 @@ from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.simulator import simulate
 
 
-def predicted(graph: KernelGraph, profile: Profile, schedule: Schedule) -> tuple[Timeline, ...]:
+def predicted(
+    graph: KernelGraph, profile: Profile, schedule: Schedule, *, estimated: bool = False
+) -> tuple[Timeline, ...]:
     """The schedule, and the same kernels in a row on one stream, as the simulator has them; nothing without a device.
 
     A span is the kernel's whole duration, its ramp (launch, first loads: see `costs`) included.
@@ -26,7 +28,7 @@ def predicted(graph: KernelGraph, profile: Profile, schedule: Schedule) -> tuple
     if profile.device is None or not len(graph):
         return ()
     in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
-    note = f"simulated on {profile.device.name}"
+    note = f"simulated on {profile.device.name}" + (", from estimated durations" if estimated else "")
     return (
         _simulated(graph, profile, schedule, "plan", "chosen schedule, predicted", note),
         _simulated(graph, profile, in_a_row, "sequential", "one stream, predicted", note),

@@ -11,7 +11,7 @@ import torch
 import opara_backend
 from opara_backend.__main__ import main
 from opara_backend.demo.googlenet import googlenet
-from opara_backend.report.matching import HANDOVER
+from opara_backend.report.assignment import HANDOVER
 from opara_backend.report.model import Report
 
 

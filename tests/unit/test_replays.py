@@ -13,8 +13,9 @@ from opara_backend.execution.host import Plan
 from opara_backend.memory import plan_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile
+from opara_backend.report.assignment import HANDOVER, RESOLUTION, Event
 from opara_backend.report.build import graph_report
-from opara_backend.report.matching import HANDOVER, RESOLUTION, Event, match
+from opara_backend.report.matching import match
 from opara_backend.report.measured import measured, replays
 from opara_backend.report.model import Report
 from opara_backend.report.record import GraphRecord
