@@ -50,18 +50,19 @@ setup(
     ],
     python_requires=">=3.10",
     packages=find_packages(include=["opara_backend", "opara_backend.*"]),
-    package_data={"opara_backend": ["py.typed", "scheduling/README.md"]},
+    package_data={"opara_backend": ["py.typed", "scheduling/README.md", "report/assets/*"]},
     install_requires=[
         "torch>=2.11",
         'triton; platform_system == "Linux"',
         "sympy",
+        "rich",  # tables; loaded only when a report is printed
     ],
     extras_require={
         # matplotlib brings the photograph that the demo looks at, so nothing is downloaded.
         "demo": ["matplotlib", "numpy", "pillow", "rich"],
         "test": [
             *("pytest>=8", "pytest-timeout", "pytest-xdist", "hypothesis", "networkx", "numpy", "rich"),
-            *("fastapi", "httpx", "tlparse", "uvicorn"),
+            *("fastapi", "httpx", "selenium", "tlparse", "uvicorn"),
         ],
         "examples": ["fastapi", "httpx", "matplotlib", "numpy", "pillow", "uvicorn"],
         # Exact, because a new release of either finds new faults in code that did not change.

@@ -14,15 +14,15 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def read(path: Path, schema: int) -> dict[str, Any]:
-    """The document at `path`; ValueError if it is not JSON or of another schema."""
+def read(path: Path, *schemas: int) -> dict[str, Any]:
+    """The document at `path`, which is of one of `schemas`; ValueError if it is not JSON or of another."""
     try:
         document = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-    if found != schema:
-        raise ValueError(f"{path} has schema {found!r}; this version reads {schema}")
+    if found not in schemas:
+        raise ValueError(f"{path} has schema {found!r}; this version reads {' and '.join(map(str, schemas))}")
     result: dict[str, Any] = document
     return result
 

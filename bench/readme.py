@@ -10,7 +10,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from bench.report import load, markdown
+from bench.report import markdown
+from bench.samples import load
 from opara_backend.options import ACCEPTED, Options
 
 ROOT = Path(__file__).parent.parent

@@ -1,59 +1,45 @@
 """Committed results -> the table a README shows.
 
-Takes: a results file (`bench.run`). Gives: Markdown. Must not change: the file. Every figure in a README comes from
-here, and a test keeps the two together.
+Takes: results (`bench.samples`). Gives: Markdown. Must not change: anything. Imports no torch. Every figure in a
+README comes from here, and a test keeps the two together.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from bench import documents
-from bench.run import SCHEMA
+from bench.samples import Results, Row, median
 from bench.tables import geometric_mean
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The document at `path`; ValueError if it is of another schema."""
-    return documents.read(path, SCHEMA)
-
-
-def markdown(document: dict[str, Any], base: str = "reduce-overhead", ours: str = "opara") -> str:
+def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara", batch: int = 1) -> str:
     """GPU and wall time of `ours` beside `base`, one row a case, and the geometric mean of the GPU ratios."""
-    cases: dict[tuple[str, str, int], dict[str, Any]] = {}
-    for row in document["rows"]:
-        cases.setdefault((row["model"], row["dtype"], row["batch"]), {})[row["backend"]] = row
     lines = [
-        f"| model, batch 1 | {base}, GPU ms | {ours}, GPU ms | speed-up | {base}, wall ms | {ours}, wall ms "
+        f"| model, batch {batch} | {base}, GPU ms | {ours}, GPU ms | speed-up | {base}, wall ms | {ours}, wall ms "
         "| kernels | streams |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     ratios = []
-    for (model, dtype, batch), rows in cases.items():
-        if base not in rows or ours not in rows or batch != 1:
+    for case in results.cases():
+        stock, mine = results.of(case, base), results.of(case, ours)
+        if not stock or not mine or case[2] != batch:
             continue
-        stock, mine = rows[base]["samples"], rows[ours]["samples"]
-        ratio = _median(stock["gpu"]) / _median(mine["gpu"])
+        ratio = median(stock, "gpu") / median(mine, "gpu")
         ratios.append(ratio)
         lines.append(
-            f"| {model} {dtype} | {_ms(stock['gpu'])} | {_ms(mine['gpu'])} | **{ratio:.2f}x** | {_ms(stock['wall'])} | "
-            f"{_ms(mine['wall'])} | {rows[ours]['kernels']} | {rows[ours]['streams']} |"
+            f"| {case[0]} {case[1]} | {_ms(stock, 'gpu')} | {_ms(mine, 'gpu')} | **{ratio:.2f}x** | "
+            f"{_ms(stock, 'wall')} | {_ms(mine, 'wall')} | {mine[0].kernels} | {mine[0].streams} |"
         )
-    lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
+    if ratios:
+        lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
+    about = results.about
     lines.append("")
     lines.append(
-        f"{document['device']}, driver {document['driver']}, torch {document['torch']}, commit {document['commit']}: "
-        f"`{document['command']}`"
+        f"{about['device']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}: "
+        f"`{about['command']}`"
     )
     return "\n".join(lines)
 
 
-def _median(seconds: Sequence[float]) -> float:
-    return statistics.median(seconds)
-
-
-def _ms(seconds: Sequence[float]) -> str:
-    return f"{_median(seconds) * 1e3:.3f}"
+def _ms(rows: Sequence[Row], clock: str) -> str:
+    return f"{median(rows, clock) * 1e3:.3f}"

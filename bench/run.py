@@ -1,17 +1,16 @@
-"""Measure models under several backends in one process and write the samples down.
+"""Measure one case, one model at one dtype and batch, under several backends interleaved in this process.
 
-Takes: names of models, backends, dtypes, batch sizes. Gives: a JSON document (schema `SCHEMA`) with every sample,
-what it was measured on, and whether outputs agreed with eager; a table for people.
-Must not change: the models. A figure whose correctness check failed is not reported.
+Takes: a `Job`. Gives: one `samples.Row` per backend, whose samples are left out where the outputs do not agree with
+eager or something failed: then the row says why. Must not change: the models.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import platform
-import subprocess
-import sys
+import gc
+import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,112 +20,164 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import documents, models, recorded
-from bench.timing import Samples, measure
+from bench import models, observe, recorded
+from bench.samples import Case, Row
+from bench.timing import measure
+from bench.variants import Variant, variant
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.report.record import GraphRecord, collect
 
-SCHEMA = 1
-TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}  # tf32 convolutions are allowed in fp32
+# Relative L2 distance from eager that is still agreement; tf32 convolutions are allowed in fp32.
+TOLERANCE = {torch.float32: 2e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+CALLS = 5  # before anything is timed: reduce-overhead records in its second call
 
 
 @dataclass(frozen=True)
-class Row:
-    """One variant of one case. error: relative L2 distance from eager; captured: shapes captured / graphs."""
+class Job:
+    """One case to measure. process: number of the process; caches: folder of compiled code, None for Inductor's own.
+
+    record_to: folder for the kernel graphs that the last backend makes.
+    """
 
     model: str
     dtype: str
     batch: int
-    backend: str
-    samples: Samples
-    error: float
-    first_call_seconds: float
-    kernels: int
-    streams: int
-    captured: int
-    fallbacks: tuple[str, ...]
+    backends: tuple[str, ...]
+    rounds: int = 7
+    small: bool = False
+    process: int = 0
+    caches: str | None = None
+    record_to: str | None = None
+
+    @property
+    def case(self) -> Case:
+        """Model, dtype and batch."""
+        return (self.model, self.dtype, self.batch)
 
 
-def compiled(model: nn.Module, backend: str) -> Callable[..., Any]:
-    """`model` under `backend`: eager, inductor, reduce-overhead, max-autotune, opara, or opara:KEY=VALUE,..."""
-    name, _, rest = backend.partition(":")
-    if name == "eager":
-        return model
-    if name == "inductor":
-        return torch.compile(model)
-    if name in ("reduce-overhead", "max-autotune"):
-        return torch.compile(model, mode=name)
-    if name == "opara":
-        options = dict(pair.split("=") for pair in rest.split(",") if pair)
-        typed: dict[str, Any] = {k: int(v) if v.isdigit() else v for k, v in options.items()}
-        return torch.compile(model, backend="opara", options=typed or None)
-    raise ValueError(f"unknown backend {backend!r}; accepted: eager, inductor, reduce-overhead, max-autotune, opara")
+@dataclass(frozen=True)
+class Ready:
+    """A variant that agrees with eager and may be timed."""
+
+    call: Callable[[], object]
+    row: Row
+    records: tuple[GraphRecord, ...]
 
 
-def run_case(
-    name: str,
-    dtype: torch.dtype,
-    batch: int,
-    backends: Sequence[str],
-    rounds: int,
-    small: bool,
-    record: Callable[[GraphRecord], None] | None = None,
-) -> list[Row]:
-    """Measure one model at one dtype and batch size under all `backends`, interleaved.
-
-    record: called with what the last backend made of the model.
-    """
-    entry = models.get(name).reduced() if small else models.get(name)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = entry.build().to(device, dtype).eval()
-    inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in entry.inputs(batch))
-    variants: dict[str, Callable[[], object]] = {}
-    facts: dict[str, tuple[float, float, list[GraphRecord]]] = {}
+def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
+    """Measure `job`. about: what recorded kernel graphs say of themselves beside the case."""
+    model, inputs, device = prepare(job)
     with torch.inference_mode():
         reference = _flat(model(*inputs))
-        for backend in backends:
-            torch._dynamo.reset()
-            call = compiled(model, backend)
-            with collect() as records:
-                start = time.perf_counter()
-                call(*inputs)
-                _synchronize(device)
-                first = time.perf_counter() - start
-                for _ in range(4):  # reduce-overhead records in its second call
-                    found = _flat(call(*inputs))
-            error = _distance(found, reference)
-            if not error <= TOLERANCE[dtype]:
-                raise RuntimeError(f"{name} {dtype} batch {batch} under {backend}: error {error:.2e} against eager")
-            facts[backend] = (error, first, records)
-            variants[backend] = _bound(call, inputs)
-        samples = measure(variants, rounds=rounds, device=device)
-    if record is not None:
-        for graph in facts[backends[-1]][2]:
-            record(graph)
-    return [_row(name, dtype, batch, b, samples[b], *facts[b]) for b in backends]
+        prepared = [_prepare_variant(job, variant(b), model, inputs, reference, device) for b in job.backends]
+        ready = {p.row.backend: p for p in prepared if isinstance(p, Ready)}
+        timed = measure({name: r.call for name, r in ready.items()}, rounds=job.rounds, device=device)
+        rows = [
+            replace(p.row, samples=timed[p.row.backend], replays=observe.replays(p.call)) if isinstance(p, Ready) else p
+            for p in prepared
+        ]
+    last = prepared[-1]
+    if job.record_to is not None and isinstance(last, Ready):
+        for graph in last.records:
+            _save_graph({"model": job.model, "dtype": job.dtype, "batch": job.batch, **(about or {})}, job, graph)
+    return rows
 
 
-def _bound(call: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> Callable[[], object]:
-    return lambda: call(*inputs)
+def prepare(job: Job) -> tuple[nn.Module, tuple[torch.Tensor, ...], torch.device]:
+    """The model and its inputs on the device."""
+    entry = models.get(job.model).reduced() if job.small else models.get(job.model)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = getattr(torch, job.dtype)
+    model = entry.build().to(device, dtype).eval()
+    inputs = tuple(x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in entry.inputs(job.batch))
+    return model, inputs, device
 
 
-def _row(
-    name: str, dtype: torch.dtype, batch: int, backend: str, samples: Samples, error: float, first: float, records: Any
-) -> Row:
-    plans = [plan for record in records for plan in record.plans.values()]
-    return Row(
-        model=name,
-        dtype=str(dtype).removeprefix("torch."),
-        batch=batch,
-        backend=backend,
-        samples=samples,
+def _prepare_variant(
+    job: Job,
+    chosen: Variant,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    reference: list[torch.Tensor],
+    device: torch.device,
+) -> Ready | Row:
+    """Compile, warm up and check one variant; its row with the problem if it fails."""
+    row = Row(*job.case, chosen.name, None, None, None, process=job.process)
+    if chosen.needs_gpu and device.type != "cuda":
+        return replace(row, problem="needs a GPU")
+    try:
+        with caches(job, chosen):
+            return _warm(job, chosen, row, model, inputs, reference, device)
+    except Exception as error:  # one variant that fails must not cost the others' figures
+        text = str(error).strip().splitlines() or [""]
+        return replace(row, problem=f"{type(error).__name__}: {text[0][:200]}")
+
+
+def _warm(
+    job: Job,
+    chosen: Variant,
+    row: Row,
+    model: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    reference: list[torch.Tensor],
+    device: torch.device,
+) -> Ready | Row:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    reserved = _reserved(device)
+    call = functools.partial(chosen.compile(model), *inputs)
+    with collect() as records, observe.searching() as spent:
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        first = time.perf_counter() - start
+        for _ in range(CALLS - 1):
+            found = _flat(call())
+    error = distance(found, reference)
+    seen = observe.facts(records)
+    fallbacks = seen.fallbacks or observe.stock_reasons(torch._dynamo.utils.counters)
+    row = replace(
+        row,
         error=error,
         first_call_seconds=first,
-        kernels=sum(len(plan.graph) for plan, _ in plans),
-        streams=max((plan.schedule.streams for plan, _ in plans), default=0),
-        captured=sum(captured for _, captured in plans),
-        fallbacks=tuple(str(f) for record in records for f in record.fallbacks),
+        search_seconds=spent.search,
+        profile_seconds=spent.profile,
+        peak_bytes=None if reserved is None else torch.cuda.max_memory_reserved() - reserved,
+        **{**vars(seen), "fallbacks": fallbacks},
     )
+    limit = TOLERANCE[getattr(torch, job.dtype)]
+    if not error <= limit:  # NaN is no agreement either
+        return replace(row, problem=f"wrong: error {error:.2e} against eager, {limit:.0e} allowed")
+    if chosen.unfused and set(seen.kinds) - {"extern", "glue"}:
+        return replace(row, problem=f"not unfused: {seen.kinds}")
+    return Ready(call, row, tuple(records))
+
+
+@contextlib.contextmanager
+def caches(job: Job, chosen: Variant) -> Iterator[None]:
+    """Keep compiled code of `chosen` for this case in a folder of its own while the block runs, if the job says so."""
+    names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    if job.caches is None or chosen.kind in ("eager", "cudagraph"):
+        yield
+        return
+    folder = Path(job.caches) / f"{job.model}-{job.dtype}-{job.batch}-{chosen.kernels}"
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({names[0]: str(folder), names[1]: str(folder / "triton")})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def distance(found: Sequence[torch.Tensor], reference: Sequence[torch.Tensor]) -> float:
+    """The largest relative L2 distance between outputs; infinity where shapes differ."""
+    if [f.shape for f in found] != [r.shape for r in reference]:
+        return float("inf")
+    return max(float((f - r).norm() / r.norm().clamp_min(1e-30)) for f, r in zip(found, reference, strict=True))
 
 
 def _flat(value: Any) -> list[torch.Tensor]:
@@ -136,8 +187,14 @@ def _flat(value: Any) -> list[torch.Tensor]:
     return [t for part in parts for t in _flat(part)]
 
 
-def _distance(found: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
-    return max(float((f - r).norm() / r.norm().clamp_min(1e-30)) for f, r in zip(found, reference, strict=True))
+def _reserved(device: torch.device) -> int | None:
+    """Bytes the caching allocator holds after giving back what it can; None on a CPU. Starts a new peak."""
+    if device.type != "cuda":
+        return None
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_reserved()
 
 
 def _synchronize(device: torch.device) -> None:
@@ -145,65 +202,11 @@ def _synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def command(arguments: Sequence[str]) -> str:
-    """The command line that measures the same again; where results are put is nobody else's business."""
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument not in ("--out", "--record", "--commit"):
-            kept.append(argument)
-        skip = argument in ("--out", "--record", "--commit")
-    return " ".join(["python -m bench", *kept])
-
-
-def environment(commit: str | None) -> dict[str, Any]:
-    """What figures depend on: device, driver, versions, commit, command."""
-    on_gpu = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
-        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else None,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "python": platform.python_version(),
-        "commit": commit or _output("git", "rev-parse", "HEAD"),
-        "command": command(sys.argv[1:]),
-    }
-
-
-def document(rows: Sequence[Row], commit: str | None) -> dict[str, Any]:
-    """The JSON document for `rows`."""
-    return {"schema": SCHEMA, **environment(commit), "rows": [asdict(row) for row in rows]}
-
-
-def _output(*command: str) -> str | None:
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().splitlines()[0]
-    return None
-
-
-def run(
-    names: Sequence[str],
-    dtypes: Sequence[str],
-    batches: Sequence[int],
-    backends: Sequence[str],
-    *,
-    rounds: int,
-    small: bool,
-    record_to: Path | None = None,
-    commit: str | None = None,
-) -> Iterator[list[Row]]:
-    """The rows of each case in turn. record_to: folder for the kernel graphs the last backend made."""
-    for name in names:
-        for dtype in dtypes:
-            for batch in batches:
-                about = {"model": name, "dtype": dtype, "batch": batch, **environment(commit)}
-                record = functools.partial(_save_graph, about, record_to) if record_to is not None else None
-                yield run_case(name, getattr(torch, dtype), batch, backends, rounds, small, record)
-
-
-def _save_graph(about: dict[str, Any], folder: Path, record: GraphRecord) -> None:
+def _save_graph(about: dict[str, Any], job: Job, record: GraphRecord) -> None:
     for key, (plan, _) in record.plans.items():
         tried = tuple(recorded.Measured(schedule, seconds) for schedule, seconds in record.candidates.get(key, ()))
-        recorded.save(recorded.Recording(about, _portable(plan.graph), plan.profile, tried), folder)
+        recording = recorded.Recording(about, _portable(plan.graph), plan.profile, tried)
+        recorded.save(recording, Path(job.record_to or "."))
 
 
 def _portable(graph: KernelGraph) -> KernelGraph:
@@ -212,6 +215,24 @@ def _portable(graph: KernelGraph) -> KernelGraph:
     return replace(graph, kernels=tuple(replace(k, source=k.source.removeprefix(root)) for k in graph.kernels))
 
 
-def save(path: str, rows: Sequence[Row], commit: str | None) -> None:
-    """Write the document for `rows` to `path`."""
-    documents.write(Path(path), document(rows, commit))
+def first_call(job: Job) -> Row:
+    """The first call of a fresh process under the job's only backend, in `first_call_seconds`; nothing is timed.
+
+    What every backend pays once a process, importing Inductor and starting its workers, is paid before.
+    """
+    model, inputs, device = prepare(job)
+    torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    with torch.inference_mode():
+        made = _prepare_variant(job, variant(job.backends[0]), model, inputs, _flat(model(*inputs)), device)
+    return made.row if isinstance(made, Ready) else made
+
+
+def as_dict(job: Job) -> dict[str, Any]:
+    """The JSON form of a job."""
+    return asdict(job)
+
+
+def seconds_of(rows: Sequence[Row]) -> float | None:
+    """Median of the first calls of `rows`; None where there is none."""
+    found = [row.first_call_seconds for row in rows if row.first_call_seconds is not None and row.problem is None]
+    return statistics.median(found) if found else None

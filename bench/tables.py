@@ -24,7 +24,7 @@ def table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) ->
     """A table whose first column stands left and the others right; short rows are filled up."""
     made = Table(title=title)
     for place, heading in enumerate(headings):
-        made.add_column(heading, justify="right" if place else "left")
+        made.add_column(heading, justify="right" if place else "left", no_wrap=not place)
     for row in rows:
         made.add_row(*row)
     return made

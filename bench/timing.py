@@ -10,25 +10,13 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 
+from bench.samples import Samples
+
 BURST = 20  # calls between two events: long enough that the events cost nothing, short enough to interleave
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Seconds per call, one entry a round. gpu: None without a GPU. wall: synchronised after each call, median."""
-
-    gpu: tuple[float, ...] | None
-    wall: tuple[float, ...]
-    wall_p90: tuple[float, ...]
-
-    @property
-    def best_clock(self) -> tuple[float, ...]:
-        """GPU time where there is one, else wall time."""
-        return self.gpu if self.gpu is not None else self.wall
+CPU_TURN = 0.05  # seconds of calls in one turn of one variant without a GPU
 
 
 def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int, device: torch.device) -> dict[str, Samples]:
@@ -37,8 +25,11 @@ def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int, device
     gpu: dict[str, list[float]] = {name: [] for name in variants}
     wall: dict[str, list[float]] = {name: [] for name in variants}
     p90: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
+    order = list(variants)
+    for round_ in range(rounds):
+        start = round_ % max(1, len(order))
+        for name in order[start:] + order[:start]:  # each comes behind each neighbour's caches, and first, in turn
+            call = variants[name]
             if on_gpu:
                 gpu[name].append(_gpu_seconds(call))
             times = _wall_seconds(call, device)
@@ -63,12 +54,16 @@ def _gpu_seconds(call: Callable[[], object]) -> float:
 
 
 def _wall_seconds(call: Callable[[], object], device: torch.device) -> list[float]:
+    """Wall seconds of single calls, each until the device is done, after one call that is not timed."""
     on_gpu = device.type == "cuda"
-    times = []
-    for _ in range(BURST if on_gpu else 5):
-        start = time.perf_counter()
-        call()
-        if on_gpu:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return times
+    once = _wall_once(call, on_gpu)
+    calls = BURST if on_gpu else min(5 * BURST, max(5, int(CPU_TURN / once)))
+    return [_wall_once(call, on_gpu) for _ in range(calls)]
+
+
+def _wall_once(call: Callable[[], object], on_gpu: bool) -> float:
+    start = time.perf_counter()
+    call()
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -5,6 +5,25 @@ at what each demands of the GPU, captured in one CUDA Graph. Importing this pack
 nothing; torch finds the backend by its entry point.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from opara_backend._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from opara_backend.report.explain import explain
+    from opara_backend.report.model import Report
+
+__all__ = ["Report", "__version__", "explain"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing the package is to cost nothing: these load torch, and only when asked for.
+    if name == "explain":
+        from opara_backend.report.explain import explain
+
+        return explain
+    if name == "Report":
+        from opara_backend.report.model import Report
+
+        return Report
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ import argparse
 import importlib
 from collections.abc import Sequence
 
-COMMANDS = ("demo", "doctor", "cache")  # modules of `opara_backend.commands`, in the order of the help text
+# Modules that each register one command, in the order of the help text.
+COMMANDS = ("commands.demo", "report.command", "commands.doctor", "commands.cache")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name in COMMANDS:
-        importlib.import_module(f"opara_backend.commands.{name}").register(commands)
+        importlib.import_module(f"opara_backend.{name}").register(commands)
     chosen = parser.parse_args(argv)
     code: int = chosen.run(chosen)
     return code

@@ -9,6 +9,7 @@ Found through the entry point group `torch_dynamo_backends`; nothing is register
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from opara_backend import fallback
 from opara_backend import options as own_options
 from opara_backend._version import __version__
 from opara_backend.fallback import FallbackReason
+from opara_backend.report.record import collect
 
 # Inductor options with which there is nothing for us to rewrite: another kind of wrapper, or one that looks at values.
 _FOREIGN_OPTIONS = ("cpp_wrapper", "fx_wrapper", "profile_bandwidth", "nan_asserts")
@@ -41,10 +43,13 @@ def opara(
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor)}
-    with own_options.using(chosen) as compilation:
+    start = time.perf_counter()
+    with own_options.using(chosen) as compilation, collect() as records:
         compiled = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=chosen.fallback)
+    for record in records:
+        record.spent(compile=time.perf_counter() - start, lowering=compilation.lowering_seconds)
     return compiled
 
 

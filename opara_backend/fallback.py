@@ -8,8 +8,11 @@ The ladder: schedule and capture -> schedule without capture -> stock Inductor. 
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import enum
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,20 @@ class Fallback:
         return f"{text} ({self.reason.remedy})"
 
 
+_listeners: contextvars.ContextVar[tuple[list[Fallback], ...]] = contextvars.ContextVar("opara_fallbacks", default=())
+
+
+@contextlib.contextmanager
+def collect() -> Iterator[list[Fallback]]:
+    """A list that fills with the steps down taken in this context while the block runs."""
+    found: list[Fallback] = []
+    token = _listeners.set((*_listeners.get(), found))
+    try:
+        yield found
+    finally:
+        _listeners.reset(token)
+
+
 class OparaFallbackError(RuntimeError):
     """Raised instead of stepping down, with `options={"fallback": "error"}`."""
 
@@ -79,6 +96,8 @@ def step_down(
     from opara_backend import upstream
 
     fallback = Fallback(reason, detail, f"{type(error).__name__}: {error}" if error else "")
+    for listener in _listeners.get():
+        listener.append(fallback)
     if policy == "error":
         raise OparaFallbackError(fallback) from error
     upstream.counters["opara"][reason.value] += 1

@@ -56,7 +56,9 @@ class Kernel:
     flops: floating-point operations modelled from shapes, None where nobody knows.
     dtype: element type that decides which peak rate applies.
     source: where the user wrote it, `file:line`, empty if unknown.
+    module: path of the module it computes, `features.3.conv`, empty if unknown (recordings of old have none).
     host: True if it needs the host (CPU tensor, copy between devices), so no CUDA Graph can hold it.
+    inplace: pairs of a buffer it reads and one it writes, element by element: both may be the same memory.
     """
 
     name: str
@@ -69,6 +71,8 @@ class Kernel:
     flops: int | None = None
     source: str = ""
     host: bool = False
+    inplace: tuple[tuple[str, str], ...] = ()
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,9 +166,7 @@ class KernelGraph:
             raise KernelGraphError(f"kernel graph of schema {found!r}; this version reads {SCHEMA}")
         try:
             return KernelGraph(
-                kernels=tuple(
-                    Kernel(**{**k, "reads": tuple(k["reads"]), "writes": tuple(k["writes"])}) for k in data["kernels"]
-                ),
+                kernels=tuple(_kernel(k) for k in data["kernels"]),
                 buffers=tuple(Buffer(**b) for b in data["buffers"]),
                 edges=tuple(Edge(**e) for e in data["edges"]),
                 outputs=tuple(data["outputs"]),
@@ -172,7 +174,7 @@ class KernelGraph:
                 symbols=tuple(data["symbols"]),
                 device=data["device"],
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise KernelGraphError(f"kernel graph with missing or unknown fields: {error}") from error
 
     def __str__(self) -> str:
@@ -186,6 +188,11 @@ class KernelGraph:
                 lines.append(f"  {_kernel_line(self, index, self.kernels[index])}")
         lines.append(f"  return {', '.join(str(name) for name in self.outputs) or 'nothing'}")
         return "\n".join(lines)
+
+
+def _kernel(data: Mapping[str, Any]) -> Kernel:
+    pairs = tuple((read, written) for read, written in data.get("inplace", ()))  # recordings of old have none
+    return Kernel(**{**data, "reads": tuple(data["reads"]), "writes": tuple(data["writes"]), "inplace": pairs})
 
 
 def _kernel_line(graph: KernelGraph, index: int, kernel: Kernel) -> str:
@@ -238,6 +245,9 @@ def problems(graph: KernelGraph) -> Iterator[str]:
             if name in known and known[name].kind == "constant":
                 yield f"kernel {kernel.name!r} writes the constant {name!r}"
             written.add(name)
+        for read, write in kernel.inplace:
+            if read not in kernel.reads or write not in kernel.writes or read == write:
+                yield f"kernel {kernel.name!r} cannot write {write!r} in place of {read!r}: it reads or writes neither"
     for edge in graph.edges:
         if edge.src >= edge.dst:
             yield f"edge {edge.src} -> {edge.dst} goes backwards in program order"

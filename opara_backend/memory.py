@@ -11,10 +11,11 @@ switch it off. Sets of kernels and of buffers are held as the bits of one int he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.placement import members, place
 from opara_backend.scheduling.schedule import Schedule, happens_before
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
@@ -62,7 +63,7 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     """When each buffer is needed if kernels run in program order; sizes need not be known."""
     begin: list[list[str]] = [[] for _ in graph.kernels]
     end: list[list[str]] = [[] for _ in graph.kernels]
-    accesses, kept = _accesses(graph), _with_wholes(graph, graph.outputs)
+    accesses, kept = accesses_of(graph), with_wholes(graph, graph.outputs)
     for buffer in graph.buffers:
         touched = accesses.get(buffer.name)
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
@@ -71,40 +72,81 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
 
 
-def plan_memory(graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = ()) -> MemoryPlan:
-    """Place every planned buffer of known size, largest first, each in the tightest gap that is free for its life.
+def plan_memory(
+    graph: KernelGraph, schedule: Schedule, exclude: Sequence[str] = (), *, in_place: bool = True
+) -> MemoryPlan:
+    """Place every planned buffer of known size where nobody lives whom it may meet; see `placement`.
 
-    exclude: buffers somebody else allocates (outputs the caller will own). Who may share with whom takes
-    O(kernels x streams + accesses) set operations; placing looks at each pair that may not share.
+    exclude: buffers somebody else allocates (outputs the caller will own). in_place: where a kernel may write an output
+    over an input that nobody needs after it, it does. That makes no kernel wait for another: it is done only where the
+    schedule has everyone else finished. Who may share with whom takes O(kernels x streams + accesses) set operations;
+    placing looks at each pair that may not share.
     """
-    accesses = _accesses(graph)
-    kept = _with_wholes(graph, graph.outputs)
-    excluded = _with_wholes(graph, exclude)
+    accesses = accesses_of(graph)
+    kept = with_wholes(graph, graph.outputs)
+    excluded = with_wholes(graph, exclude)
     sizes = {
         b.name: b.nbytes
         for b in graph.buffers
         if b.planned and isinstance(b.nbytes, int) and b.nbytes > 0 and b.name not in excluded and accesses.get(b.name)
     }
+    over = _written_over(graph, schedule, sizes, kept) if in_place else {}
+    for written, first in over.items():  # from here on they are one buffer, called by the first one's name
+        accesses[first] |= accesses.pop(written)
+        del sizes[written]
+        kept |= {first} if written in kept else set()
     index = {name: i for i, name in enumerate(accesses)}
     touched = [0] * len(graph)
     for name, kernels in accesses.items():
-        for kernel in _members(kernels):
+        for kernel in members(kernels):
             touched[kernel] |= 1 << index[name]
     ended, unbegun = _ended(schedule, touched), _ended(_backwards(schedule), touched)
     endless = sum(1 << index[name] for name in kept if name in index)
-    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
-    placed = 0
-    for name in sorted(sizes, key=lambda n: (-sizes[n], n)):
-        sharing = _intersection(ended, accesses[name]) & ~endless
+    wanted = sum(1 << index[name] for name in sizes)
+    number = {index[name]: i for i, name in enumerate(sizes)}
+    conflicts: dict[str, int] = {}
+    for name in sizes:
+        sharing = intersection(ended, accesses[name]) & ~endless
         if name not in kept:
-            sharing |= _intersection(unbegun, accesses[name])
-        nbytes = _aligned(sizes[name])
-        offset = _tightest_gap(sorted([span[i] for i in _members(placed & ~sharing)]), nbytes)
-        span[index[name]] = offset, offset + nbytes
-        placed |= 1 << index[name]
-    arena = max((end for _, end in span.values()), default=0)
-    placements = tuple(Placement(name, span[index[name]][0], nbytes) for name, nbytes in sizes.items())
-    return MemoryPlan(placements, arena, _releases(graph, schedule, ended, index, kept | excluded))
+            sharing |= intersection(unbegun, accesses[name])
+        conflicts[name] = sum(1 << number[i] for i in members(wanted & ~sharing))
+    position = {kernel: i for i, kernel in enumerate(schedule.order)}
+    grains = {name: _aligned(nbytes) for name, nbytes in sizes.items()}
+    areas = {name: grains[name] * _duration(accesses[name], position) for name in sizes}
+    offsets, arena = place(grains, areas, conflicts)
+    placements = [Placement(name, offsets[name], nbytes) for name, nbytes in sizes.items()]
+    placements += [Placement(written, offsets[first], sizes[first]) for written, first in over.items()]
+    return MemoryPlan(tuple(placements), arena, _releases(graph, schedule, ended, index, kept | excluded))
+
+
+def _written_over(graph: KernelGraph, schedule: Schedule, sizes: Mapping[str, int], kept: set[str]) -> dict[str, str]:
+    """For each buffer to be written over another's bytes: the first buffer that was there, along the launch order."""
+    accesses, ancestors = accesses_of(graph), ancestors_of(schedule)
+    over: dict[str, str] = {}
+    used: set[str] = set()
+    for kernel in schedule.order:
+        for read, written in graph.kernels[kernel].inplace:
+            if sizes.get(read, 0) != sizes.get(written, 1) or read in used | kept or written in over:
+                continue
+            if replaces(kernel, accesses[read], accesses[written], ancestors):
+                over[written] = over.get(read, read)
+                used.add(read)
+    return over
+
+
+def replaces(kernel: int, read: int, written: int, ancestors: Sequence[int]) -> bool:
+    """True if `kernel` is the last to touch one buffer and the first to touch another.
+
+    read, written: bit sets of the kernels that touch them. ancestors: for each kernel, those that happen before it.
+    """
+    own = 1 << kernel
+    return not read & ~own & ~ancestors[kernel] and all(ancestors[k] & own for k in members(written & ~own))
+
+
+def _duration(kernels: int, position: Mapping[int, int]) -> int:
+    """Launches from the first to the last of `kernels`, both counted."""
+    positions = [position[kernel] for kernel in members(kernels)]
+    return max(positions) - min(positions) + 1
 
 
 def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> None:
@@ -114,10 +156,10 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     """
     if len(plan.releases) != len(schedule.order):
         raise MemoryPlanError(f"{len(plan.releases)} lists of buffers to drop for {len(schedule.order)} launches")
-    ancestors = _ancestors(schedule)
-    accesses = _accesses(graph)
-    common = {p.buffer: _intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
-    kept = _with_wholes(graph, graph.outputs)
+    ancestors = ancestors_of(schedule)
+    accesses = accesses_of(graph)
+    common = {p.buffer: intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
+    kept = with_wholes(graph, graph.outputs)
     for placement in plan.placements:
         if placement.offset < 0 or placement.offset + placement.nbytes > plan.arena_bytes:
             raise MemoryPlanError(f"buffer {placement.buffer!r} lies outside the arena of {plan.arena_bytes} bytes")
@@ -127,6 +169,8 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
+            if _in_place(graph, placement, other, accesses, ancestors, kept):
+                continue
             if not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
@@ -138,6 +182,25 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
                 raise MemoryPlanError(f"buffer {name!r} is dropped before {graph.kernels[kernel].name}, still in use")
 
 
+def _in_place(
+    graph: KernelGraph,
+    first: Placement,
+    second: Placement,
+    accesses: dict[str, int],
+    ancestors: Sequence[int],
+    kept: set[str],
+) -> bool:
+    """True if a kernel writes one over the other, which is over then, exactly where it lay."""
+    if (first.offset, first.nbytes) != (second.offset, second.nbytes):
+        return False
+    for read, written in ((first.buffer, second.buffer), (second.buffer, first.buffer)):
+        for kernel in members(accesses.get(read, 0) & accesses.get(written, 0)):
+            says_so = (read, written) in graph.kernels[kernel].inplace and read not in kept
+            if says_so and replaces(kernel, accesses[read], accesses[written], ancestors):
+                return True
+    return False
+
+
 def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[str, int], kept: set[str]) -> bool:
     """True if one buffer's last access happens before the other's first; a kept buffer has no last access."""
     if first not in kept and not accesses.get(first, 0) & ~common[second]:
@@ -145,7 +208,7 @@ def _disjoint(first: str, second: str, accesses: dict[str, int], common: dict[st
     return second not in kept and not accesses.get(second, 0) & ~common[first]
 
 
-def _with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
+def with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
     """`names` and the buffers they are parts of."""
     found: set[str] = set()
     for name in names:
@@ -155,7 +218,7 @@ def _with_wholes(graph: KernelGraph, names: Iterable[str | None]) -> set[str]:
     return found
 
 
-def _accesses(graph: KernelGraph) -> dict[str, int]:
+def accesses_of(graph: KernelGraph) -> dict[str, int]:
     """For each buffer, the bit set of kernels that touch it or a part of it."""
     whole = {b.name: b.part_of for b in graph.buffers}
     found: dict[str, int] = {}
@@ -168,7 +231,7 @@ def _accesses(graph: KernelGraph) -> dict[str, int]:
     return found
 
 
-def _ancestors(schedule: Schedule) -> list[int]:
+def ancestors_of(schedule: Schedule) -> list[int]:
     """For each kernel, the bit set of kernels that happen before it."""
     found = [0] * len(schedule.stream)
     last: dict[int, int] = {}
@@ -216,20 +279,12 @@ def _backwards(schedule: Schedule) -> Schedule:
     return Schedule(schedule.stream, schedule.order[::-1], tuple(map(tuple, waits)), schedule.policy)
 
 
-def _intersection(sets: Sequence[int], chosen: int) -> int:
+def intersection(sets: Sequence[int], chosen: int) -> int:
     """What all of `sets` whose indices are in the bit set `chosen` have in common."""
     common = -1
-    for index in _members(chosen):
+    for index in members(chosen):
         common &= sets[index]
     return common
-
-
-def _members(bits: int) -> Iterator[int]:
-    """The members of a bit set, ascending."""
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
 
 
 def _releases(
@@ -258,19 +313,6 @@ def _releases(
         releases.append(tuple(sorted(name for name in waiting if over[name])))
         pending[stream] = [name for name in waiting if not over[name]] + allocates.get(kernel, [])
     return tuple(releases)
-
-
-def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
-    """Offset of the smallest free gap of at least `nbytes` between `busy` intervals (sorted), else behind them all."""
-    best, best_size = -1, 0
-    end = 0
-    for start, stop in busy:
-        gap = start - end
-        if gap >= nbytes and (best < 0 or gap < best_size):
-            best, best_size = end, gap
-        if stop > end:
-            end = stop
-    return best if best >= 0 else end
 
 
 def _aligned(nbytes: int) -> int:

@@ -61,10 +61,14 @@ ACCEPTED: Mapping[str, _Accepts] = {
 
 @dataclass
 class Compilation:
-    """The compilation under way. reached: whether our hook or a module of ours from a cache served it."""
+    """The compilation under way. reached: whether our hook or a module of ours from a cache served it.
+
+    lowering_seconds: how long rewriting Inductor's wrapper took; nothing if it came from a cache.
+    """
 
     options: Options
     reached: bool = False
+    lowering_seconds: float = 0.0
 
 
 _current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("opara_compilation", default=None)

@@ -34,7 +34,8 @@ from torch._inductor.codegen.common import DeferredLineBase, device_codegens, in
 
 # Seen 2.11, 2.13, 2.15. What every structured wrapper line is; its class's name tells what it does (`lowering.lines`).
 # Without it no lowered call can be told from text.
-from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine
+# `can_match_buffer_size`: whether two buffers are alike enough to be one. Without it nothing is written in place.
+from torch._inductor.codegen.wrapper import PythonWrapperCodegen, WrapperLine, can_match_buffer_size
 
 # Seen 2.11, 2.13, 2.15. Inductor's front door, and the hook that sees each AOT graph. Without them: no lowering.
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -42,6 +43,12 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 # Seen 2.11, 2.13, 2.15. A pass with a uuid() enters every cache key. Without it our generated modules and stock
 # Inductor's would answer to the same key.
 from torch._inductor.custom_graph_pass import CustomGraphPass
+
+# Seen 2.11, 2.13, 2.15. The layout of a buffer with memory of its own. Without it nothing is written in place.
+from torch._inductor.ir import FixedLayout
+
+# Seen 2.11, 2.13, 2.15. A computation among the parts of a fused kernel. Without it nothing is written in place.
+from torch._inductor.scheduler import SchedulerNode
 
 # Seen 2.11, 2.13, 2.15. Text with indentation, which lines write themselves into.
 from torch._inductor.utils import IndentedBuffer
@@ -57,20 +64,25 @@ from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage
 __all__ = [
     "CustomGraphPass",
     "DeferredLineBase",
+    "FixedLayout",
     "IndentedBuffer",
     "PythonWrapperCodegen",
+    "SchedulerNode",
     "V",
     "WeakStorage",
     "WrapperLine",
     "abandon_pool",
     "cache_directory",
+    "can_match_buffer_size",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "compile_fx",
     "compile_fx_inner",
+    "compiled_with",
     "counters",
     "current_compile_id",
     "forbid_access",
+    "forget_compiled",
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
@@ -174,6 +186,37 @@ def abandon_pool(device: torch.device, pool: tuple[int, int]) -> None:
     for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
         with contextlib.suppress(RuntimeError):  # it failed further on, when the first was done
             end(index, pool)
+
+
+def compiled_with(compiled: Any) -> tuple[Any, dict[str, Any], bool | None] | None:
+    """What `torch.compile` was given to make `compiled`: the callable, `mode` and `options`, `dynamic`.
+
+    None if it is not compiled. Seen 2.11, 2.13, 2.15. Without it reports use default options.
+    """
+    compiled = getattr(compiled, "_compiled_call_impl", None) or compiled  # `module.compile()`
+    if isinstance(compiled, torch.nn.Module):
+        original = getattr(compiled, "_orig_mod", None)
+        contexts = [getattr(compiled, "dynamo_ctx", None)]
+    else:
+        original = getattr(compiled, "_torchdynamo_orig_callable", None)
+        contexts = [cell.cell_contents for cell in getattr(compiled, "__closure__", None) or ()]
+    if original is None:
+        return None
+    for context in contexts:
+        backend: Any = getattr(context, "callback", None)
+        while hasattr(backend, "_torchdynamo_orig_backend"):
+            backend = backend._torchdynamo_orig_backend
+        if hasattr(backend, "compiler_fn"):
+            return original, dict(backend.kwargs), backend.dynamic
+    return original, {}, None
+
+
+def forget_compiled(function: Any) -> None:
+    """Drop what Dynamo compiled for the code of `function`.
+
+    Seen 2.11, 2.13, 2.15. Without it what `explain` compiled, captured graphs included, lives as long as the process.
+    """
+    torch._dynamo.eval_frame.reset_code(function.__code__)
 
 
 def check_inductor_option(key: str, value: Any) -> None:

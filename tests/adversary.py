@@ -7,11 +7,12 @@ missing wait, or two buffers that share bytes wrongly, becomes a wrong result on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from opara_backend.execution.host import Arena, Plan
 from opara_backend.execution.program import Activation, Program
+from opara_backend.memory import Placement
 
 POISON = 0xFF  # NaN in every floating-point type, -1 in every signed integer
 
@@ -59,6 +60,10 @@ def _accesses_left(plan: Plan) -> dict[str, set[int]]:
     return left
 
 
+def _same_place(placed: Mapping[str, Placement], first: str, second: str) -> bool:
+    return first in placed and second in placed and placed[first].offset == placed[second].offset
+
+
 def _spoil_what_is_free(
     kernel: int, plan: Plan, left: dict[str, set[int]], arena: Arena, activation: Activation
 ) -> None:
@@ -70,6 +75,8 @@ def _spoil_what_is_free(
         kernels.discard(kernel)
         if kernels or name in plan.graph.outputs:
             continue
+        if any(read == name and _same_place(placed, read, over) for read, over in plan.graph.kernels[kernel].inplace):
+            continue  # those bytes are another buffer's now
         if name in placed and arena.bytes is not None:
             arena.bytes.narrow(0, placed[name].offset, placed[name].nbytes).fill_(POISON)
         elif name in own and name in activation.release:

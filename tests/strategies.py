@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from hypothesis import strategies as st
 
@@ -161,3 +162,29 @@ def scheduled_graphs(
     """A graph and what `build` makes of it."""
     graph = draw(kernel_graphs(min_kernels, max_kernels))
     return graph, draw(schedules(graph, policies))
+
+
+@st.composite
+def graphs_written_in_place(draw: st.DrawFn) -> tuple[KernelGraph, Schedule]:
+    """A graph with few different sizes, whose kernels may write some outputs over some inputs, and a schedule of it."""
+    graph = draw(kernel_graphs(2, 12))
+    sizes = st.sampled_from([512, 512, 1024])
+    buffers = [replace(b, nbytes=draw(sizes)) if b.planned else b for b in graph.buffers]
+    wholes = {b.part_of for b in buffers}
+    alike = {b.name: b.nbytes for b in buffers if b.planned and b.part_of is None and b.name not in wholes}
+    kernels = []
+    for k in graph.kernels:
+        pairs = [
+            (read, write)
+            for read in k.reads
+            for write in k.writes
+            if read not in k.writes and write not in k.reads and alike.get(read, 0) == alike.get(write, 1)
+        ]
+        draw(st.randoms(use_true_random=False)).shuffle(pairs)
+        chosen: list[tuple[str, str]] = []
+        for read, write in pairs:
+            if not any(read in pair or write in pair for pair in chosen):
+                chosen.append((read, write))
+        kernels.append(replace(k, inplace=tuple(chosen)))
+    graph = replace(graph, kernels=tuple(kernels), buffers=tuple(buffers))
+    return graph, draw(schedules(graph))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PLAN", "GoogLeNet", "Widths", "googlenet"]
+__all__ = ["PLAN", "GoogLeNet", "Widths", "example", "googlenet"]
 
 
 class Widths(NamedTuple):
@@ -119,3 +119,8 @@ def googlenet(num_classes: int = 1000, seed: int = 0) -> nn.Module:
         model = GoogLeNet(num_classes)
         initialize(model)
     return model.eval()
+
+
+def example() -> tuple[nn.Module, tuple[Tensor]]:
+    """GoogLeNet and one image, for `python -m opara_backend explain opara_backend.demo.googlenet:example`."""
+    return googlenet(), (torch.zeros(1, 3, 224, 224),)

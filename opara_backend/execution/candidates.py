@@ -48,19 +48,24 @@ def capture_best(
 
     The third: the schedules tried with their seconds per replay; nothing if there was no choice.
     """
-    with annotate.stage(runtime.options.annotate, runtime.name, "profile"):
+    record = runtime.record
+    with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, memory, probe))
     # Pools of graphs that are gone (those profiled just now, those of dropped models) are of no use to anyone until
     # they are given back to the device.
     torch.cuda.empty_cache()
-    plans = [runtime.plan(graph, profile, s, captured=True) for s in runtime.schedules(graph, profile)]
+    with record.stage("schedule"):
+        schedules = runtime.schedules(graph, profile)
+    with record.stage("plan"):
+        plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
     widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
-    with annotate.stage(runtime.options.annotate, runtime.name, "capture"):
+    with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         tried = [(plan, capture_plan(runtime.program, plan, arguments, memory)) for plan in plans]
     del widest  # from now on it lives as long as a graph that works in it
     if len(tried) == 1:
         return (*tried[0], [])
-    seconds = seconds_per_replay([captured for _, captured in tried], runtime.options.search_seconds)
+    with record.stage("search"):
+        seconds = seconds_per_replay([captured for _, captured in tried], runtime.options.search_seconds)
     best = min(range(len(tried)), key=seconds.__getitem__)
     for index, (_, captured) in enumerate(tried):
         if index != best:

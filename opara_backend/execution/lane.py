@@ -190,7 +190,8 @@ class CudaLane:
 
     def _first_call_of(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
         worth = self._warm or self._worth_capturing(key)
-        seen = host.observe(self.runtime.program, args, self.runtime.lives)
+        with self.runtime.record.stage("first_run"):
+            seen = host.observe(self.runtime.program, args, self.runtime.lives)
         self._warm = True
         if not worth:
             return seen.outputs

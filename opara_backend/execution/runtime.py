@@ -82,15 +82,18 @@ class Runtime:
 
         The run itself holds no lock: an operator may call the compiled model it is part of.
         """
-        seen = host.observe(self.program, args, self.lives)
+        with self.record.stage("first_run"):
+            seen = host.observe(self.program, args, self.lives)
         with self._lock:
             if key in self._executables or not self.plannable:  # another thread was faster
                 return seen.outputs
             graph = self.graph.bind(seen.nbytes)
             profile = build_profile(graph, seen.durations, None, None)
             try:
-                (schedule,) = self.schedules(graph, profile)
-                plan = self.plan(graph, profile, schedule, captured=False)
+                with self.record.stage("schedule"):
+                    (schedule,) = self.schedules(graph, profile)
+                with self.record.stage("plan"):
+                    plan = self.plan(graph, profile, schedule, captured=False)
             except (ScheduleError, MemoryPlanError) as error:
                 self.plannable = False
                 self.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
@@ -118,7 +121,8 @@ class Runtime:
         captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
         """
         owned = [] if captured else [name for name in graph.outputs if name is not None]
-        memory = plan_memory(graph, schedule, exclude=owned)
+        # Not on a GPU before it has been shown there that kernels take it.
+        memory = plan_memory(graph, schedule, exclude=owned, in_place=graph.device == "cpu")
         start = time.perf_counter()
         verify(graph, schedule)
         verify_memory(graph, schedule, memory)

@@ -22,6 +22,7 @@ from opara_backend.kernel_graph import Buffer
 log = logging.getLogger(__name__)
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+_ROOT = re.compile(r"^[LG]\[[^\]]*\]")  # what Dynamo calls the module that was compiled
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<name>.+)')
 
 
@@ -69,6 +70,39 @@ def source_of(origin: Any) -> str:
             file, line, name = frames[-1]
             return f"{file}:{line} in {name}"
     return ""
+
+
+def module_of(origin: Any) -> str:
+    """Path of the user's module behind a scheduler node, as in `named_modules()`; empty if nothing was recorded.
+
+    A kernel fused from several modules is named by what they have in common, or by the first two of them.
+    """
+    paths: dict[tuple[str, ...], None] = {}
+    # An operator's origins name its operands' too; its own node is told apart, a fused kernel's last one only.
+    own = getattr(getattr(origin, "node", None), "origin_node", None) if not hasattr(origin, "group") else None
+    for fx_node in [own] if own is not None else _in_order(_fx_nodes(origin)):
+        stack = list((fx_node.meta.get("nn_module_stack") or {}).values())
+        if stack:
+            path = _ROOT.sub("", str(stack[-1][0])).lstrip(".")
+            paths[tuple(path.split("."))] = None
+    if not paths:
+        return ""
+    first, last = min(paths), max(paths)
+    shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    common = first[:shared]
+    if len(common) >= max(map(len, paths)) - 1:
+        return ".".join(common)
+    # Within others lies what says more: of `block` and `block.conv` the latter.
+    inner = [p for p in paths if not any(q != p and q[: len(p)] == p for q in paths)]
+    return " + ".join(".".join(p) for p in inner[:2]) + (" + ..." if len(inner) > 2 else "")
+
+
+def _in_order(nodes: Iterable[torch.fx.Node]) -> list[torch.fx.Node]:
+    """`nodes` in program order, where this torch compares nodes by it; else as they come."""
+    try:
+        return sorted(nodes)
+    except TypeError:
+        return list(nodes)
 
 
 def flops_of(origin: Any, *, generated: bool) -> int | None:

@@ -13,13 +13,14 @@ import contextlib
 import contextvars
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from opara_backend import upstream
+from opara_backend import options, upstream
 from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering import lines as line_kinds
 from opara_backend.lowering import statements
@@ -28,8 +29,10 @@ from opara_backend.lowering.describe import (
     dtype_name,
     flops_of,
     input_buffers,
+    module_of,
     source_of,
 )
+from opara_backend.lowering.inplace import inplace_pairs
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
@@ -263,7 +266,9 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             dtype=dtype_name(node),
             flops=flops_of(origin, generated=call.kind in ("triton", "cpp")),
             source=source_of(origin),
+            module=module_of(origin),
             results=[_result(name, device) for name in stores],
+            inplace=inplace_pairs(origin) if call.kind in ("triton", "cpp") else (),
         )
 
     def leave_to_inductor(self, lines: Sequence[Any], code: Any, why: str) -> None:
@@ -313,6 +318,7 @@ class _Rewritten(upstream.WrapperLine):
 
     def codegen(self, code: Any) -> None:
         # Stock text instead of an error of ours: the module's `call` reports it as a fallback when it is loaded.
+        start = time.perf_counter()
         try:
             self.wrapper.rewrite(self.lines, code)
         except Unsupported as why:
@@ -320,6 +326,8 @@ class _Rewritten(upstream.WrapperLine):
         except Exception as error:
             log.exception("lowering failed; please report this")
             self.wrapper.leave_to_inductor(self.lines, code, f"internal error: {type(error).__name__}: {error}")
+        finally:
+            options.current().lowering_seconds += time.perf_counter() - start
 
 
 _STREAM_NAME = re.compile(r"stream=stream(\d+)\b")

@@ -50,6 +50,8 @@ class _Launch:
     dtype: str
     flops: int | None
     source: str
+    module: str = ""
+    inplace: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
@@ -121,10 +123,13 @@ class ProgramWriter:
         dtype: str = "float32",
         flops: int | None = None,
         source: str = "",
+        module: str = "",
         results: Iterable[Buffer] = (),
+        inplace: Iterable[tuple[str, str]] = (),
     ) -> None:
-        """A kernel. `stores`: names its text binds; `results`: buffers it allocates itself."""
-        launch = _Launch(call, list(lines), dict.fromkeys(stores), device, dtype, flops, source)
+        """A kernel. `stores`: names its text binds; `results`: buffers it allocates itself; `inplace`: see `Kernel`."""
+        bound = dict.fromkeys(stores)
+        launch = _Launch(call, list(lines), bound, device, dtype, flops, source, module, tuple(inplace))
         for buffer in results:
             self._buffers.setdefault(buffer.name, buffer)
         for name in stores:
@@ -252,7 +257,21 @@ class ProgramWriter:
             dtype=launch.dtype,
             flops=launch.flops,
             source=launch.source,
+            module=launch.module,
             host=host or launch.call.effect,
+            inplace=self._inplace(launch, reads, writes),
+        )
+
+    def _inplace(self, launch: _Launch, reads: Sequence[str], writes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+        """Pairs of storages: whole ones that the program allocates, and that the kernel touches as the pair says."""
+        pairs = ((self.root(read), self.root(write)) for read, write in launch.inplace)
+        planned = {n for n in (*reads, *writes) if n in self._buffers and self._buffers[n].planned}
+        whole = planned - set(self._part_of)
+        parted = {self.root(name) for name in self._part_of.values()}
+        return tuple(
+            (read, write)
+            for read, write in pairs
+            if read in reads and write in writes and {read, write} <= whole - parted and read not in writes
         )
 
     def body(self) -> list[str]:

@@ -11,8 +11,9 @@ import contextlib
 import contextvars
 import json
 import logging
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from opara_backend.fallback import Fallback, FallbackReason
@@ -28,12 +29,33 @@ log = logging.getLogger(__name__)
 _listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.ContextVar("opara_records", default=())
 
 
+@dataclass(frozen=True)
+class Stages:
+    """Seconds of wall time spent on one graph, all its shapes together.
+
+    compile: AOTAutograd and Inductor with our lowering inside (Dynamo's tracing comes before it and is not ours).
+    lowering: rewriting Inductor's wrapper, 0 if it came from a cache. first_run: the first call of each shape, in
+    program order. profile: timing every kernel. schedule: making the candidates. plan: placing buffers and checking
+    schedules. capture: CUDA Graphs of the candidates. search: timing them against each other.
+    """
+
+    compile: float = 0.0
+    lowering: float = 0.0
+    first_run: float = 0.0
+    profile: float = 0.0
+    schedule: float = 0.0
+    plan: float = 0.0
+    capture: float = 0.0
+    search: float = 0.0
+
+
 @dataclass
 class GraphRecord:
     """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
 
     plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
     candidates: per concrete shape, the schedules that were tried and their measured seconds per replay.
+    stages: how long what took, so far.
     replays, other_calls: calls served by a captured graph, and by any other way (first calls included).
     """
 
@@ -42,6 +64,7 @@ class GraphRecord:
     plans: dict[tuple[Any, ...], tuple[Plan, bool]] = field(default_factory=dict)
     candidates: dict[tuple[Any, ...], list[tuple[Schedule, float]]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
+    stages: Stages = Stages()
     compile_id: Any = None  # torch's name for the compilation, `0/0`; None where it was compiled outside of Dynamo
     replays: int = 0
     other_calls: int = 0
@@ -51,6 +74,19 @@ class GraphRecord:
         """Share of the calls so far that a captured graph served, 0 to 1; 0 before the first call."""
         calls = self.replays + self.other_calls
         return self.replays / calls if calls else 0.0
+
+    def spent(self, **seconds: float) -> None:
+        """Add to the named stages."""
+        self.stages = replace(self.stages, **{k: getattr(self.stages, k) + v for k, v in seconds.items()})
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add what the block takes to stage `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent(**{name: time.perf_counter() - start})
 
     def lowered(self) -> None:
         """Note that the graph is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import ALIGNMENT, MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.placement import PROMOTIONS, STARTS
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify, with_waits
 from tests import reference
@@ -69,21 +71,70 @@ def size(value: int | str | None) -> int:
 
 
 def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
-    """Offsets by the words of `plan_memory`: largest first, in the tightest gap that is free for the buffer's life."""
+    """Offsets by the words of `placement.place`: in the tightest gap that is free for the buffer's life.
+
+    Largest first, then by size times launches lived through, each time with what ended on top moved to the front.
+    """
+    users = {b.name: reference.users(graph, b.name) for b in graph.buffers}
+    sizes = {b.name: aligned(size(b.nbytes)) for b in graph.buffers if b.planned and size(b.nbytes) and users[b.name]}
+    position = {kernel: i for i, kernel in enumerate(schedule.order)}
+    lived = {name: [position[kernel] for kernel in users[name]] for name in sizes}
+    areas = {name: sizes[name] * (max(lived[name]) - min(lived[name]) + 1) for name in sizes}
+    bound = plan_bound(graph, schedule, sizes)
+    tried = []
+    for weight in (sizes, areas):
+        order = sorted(sizes, key=lambda n: (-weight[n], n))
+        for _ in range(1 + PROMOTIONS):
+            found = placed_by(graph, schedule, order)
+            tried.append((max((found[n] + sizes[n] for n in sizes), default=0), len(tried), found))
+            if tried[-1][0] <= bound:
+                return min(tried)[2]
+            top = max(order, key=lambda n: (found[n] + sizes[n], n))
+            order = [top, *(n for n in order if n != top)]
+    return min(tried)[2]
+
+
+def plan_bound(graph: KernelGraph, schedule: Schedule, sizes: dict[str, int]) -> int:
+    """Where placing stops: buffers found to need room side by side, from the eight largest on."""
+    before = reference.happens_before(schedule)
+    kept = {whole for name in graph.outputs if name is not None for whole in reference.wholes(graph, name)}
+    users = {name: reference.users(graph, name) for name in sizes}
+
+    def together(one: str, other: str) -> bool:
+        return not (one not in kept and reference.ends_before(before, users[one], users[other])) and not (
+            other not in kept and reference.ends_before(before, users[other], users[one])
+        )
+
+    heavy = sorted(sizes, key=lambda n: -sizes[n])  # of those alike, the first in the graph first
+    best = 0
+    for start in heavy[:STARTS]:
+        chosen = [start]
+        for name in heavy:
+            if name not in chosen and all(together(name, other) for other in chosen):
+                chosen.append(name)
+        best = max(best, sum(sizes[n] for n in chosen))
+    return best
+
+
+def aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def placed_by(graph: KernelGraph, schedule: Schedule, names: Sequence[str]) -> dict[str, int]:
+    """Offsets of buffers placed in this order."""
     before = reference.happens_before(schedule)
     kept = {whole for name in graph.outputs if name is not None for whole in reference.wholes(graph, name)}
     users = {b.name: reference.users(graph, b.name) for b in graph.buffers}
     ends: dict[str, int] = {}
     found: dict[str, int] = {}
-    wanted = [(-size(b.nbytes), b.name) for b in graph.buffers if b.planned and size(b.nbytes) and users[b.name]]
-    for negative, name in sorted(wanted):
+    for name in names:
         taken: set[int] = set()
         for other, offset in found.items():
             first = other not in kept and reference.ends_before(before, users[other], users[name])
             last = name not in kept and reference.ends_before(before, users[name], users[other])
             if not first and not last:
                 taken.update(range(offset // ALIGNMENT, ends[other] // ALIGNMENT))
-        needed = -(negative // ALIGNMENT)
+        needed = aligned(size(graph.buffer(name).nbytes)) // ALIGNMENT
         gaps = []  # (length, first block) of every stretch of free blocks in front of the last taken one
         behind = max(taken, default=-1) + 1
         for block in range(behind):
@@ -97,7 +148,7 @@ def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
 
 
 @given(scheduled_graphs())
-def test_buffers_are_placed_largest_first_in_the_tightest_free_gap(found: tuple[KernelGraph, Schedule]) -> None:
+def test_buffers_are_placed_in_the_tightest_free_gap(found: tuple[KernelGraph, Schedule]) -> None:
     """Claim: `plan_memory` shares whatever may be shared, in the order and by the rule its text states."""
     graph, schedule = found
     plan = plan_memory(graph, schedule)
@@ -247,3 +298,19 @@ def test_a_buffer_within_the_span_of_another_leaves_no_gap_behind_it() -> None:
     plan = plan_memory(graph, schedule := with_waits(graph, [0] * 5, range(5)))
     assert {p.buffer: p.offset for p in plan.placements} == {"a": 0, "b": 1024, "c": 2048, "d": 0}
     verify_memory(graph, schedule, plan)
+
+
+def test_the_first_kernel_happens_before_no_other_by_itself() -> None:
+    """Claim: buffers of kernels on two streams that do not wait share no bytes, nor with those of the first kernel."""
+    graph = graph_of(("", "a"), ("", "b"))
+    shared = MemoryPlan((Placement("a", 0, 4096), Placement("b", 0, 4096)), 4096, ((), ()))
+    with pytest.raises(MemoryPlanError, match="share bytes and live together"):
+        verify_memory(graph, with_waits(graph, [0, 1], [0, 1]), shared)
+    verify_memory(graph, with_waits(graph, [0, 0], [0, 1]), shared)
+
+
+def test_a_plan_is_accepted_however_many_launches_it_is_for() -> None:
+    """Claim: `verify_memory` accepts what `plan_memory` makes, also for hundreds of kernels."""
+    graph = graph_of(*((f"b{k}", f"b{k + 1}") for k in range(MANY)))
+    schedule = with_waits(graph, [0] * MANY, range(MANY))
+    verify_memory(graph, schedule, plan_memory(graph, schedule))

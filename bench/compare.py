@@ -1,0 +1,140 @@
+"""`python -m bench compare BEFORE AFTER`: which figures moved, beyond a threshold and beyond the noise.
+
+Takes: two results files. Gives: a table of ratios with confidence intervals; exit code 1 if a variant got slower, or
+can no longer be reported, or is gone; 2 if nothing could be compared. Must not change: anything. Imports no torch.
+
+Slower: the ratio is beyond the threshold, beyond what chance makes of the noise between processes in any of the ratios,
+*and* its whole interval lies above 1. With --base every time is taken
+relative to that backend's in the same round, so that two machines, or one that drifts, can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from bench.samples import Case, Results, load
+from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative
+from bench.tables import console, geometric_mean, table
+
+THRESHOLD, CONFIDENCE = 0.03, 0.99
+SLOWER, FASTER, SAME, GONE, BROKEN = "SLOWER", "faster", "", "GONE", "NOT REPORTED"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One variant of one case. ratio: times as long as before; None where one side has no figure."""
+
+    case: Case
+    backend: str
+    ratio: Ratio | None
+    verdict: str
+
+    @property
+    def accepted(self) -> bool:
+        """False if this must not pass."""
+        return self.verdict not in (SLOWER, GONE, BROKEN)
+
+
+def compare(
+    before: Results,
+    after: Results,
+    *,
+    threshold: float = THRESHOLD,
+    confidence: float = CONFIDENCE,
+    base: str | None = None,
+    clock: str = "best_clock",
+) -> Iterator[Moved]:
+    """Every variant that was reported before. base: the backend that times are relative to, left out itself."""
+    pairs = [
+        (case, backend, groups(before, case, backend, base, clock), groups(after, case, backend, base, clock))
+        for case in before.cases()
+        for backend in dict.fromkeys(row.backend for row in before.rows if row.case == case)
+        if backend != base
+    ]
+    noise = process_noise(side for _, _, old, new in pairs for side in (old, new) if side)
+    for case, backend, old, new in pairs:
+        if old and new:
+            found = ratio(old, new, confidence=confidence)
+            chance = beyond(noise, old, new, confidence=confidence, comparisons=len(pairs))
+            yield Moved(case, backend, found, verdict(found, max(threshold, chance - 1)))
+        elif old:
+            failed = any(r.case == case and r.backend == backend for r in after.rows)
+            yield Moved(case, backend, None, BROKEN if failed else GONE)
+
+
+def verdict(found: Ratio, threshold: float) -> str:
+    """What a ratio means."""
+    if found.value > 1 + threshold and found.low > 1:
+        return SLOWER
+    return FASTER if found.value < 1 / (1 + threshold) and found.high < 1 else SAME
+
+
+def groups(results: Results, case: Case, backend: str, base: str | None, clock: str) -> Groups:
+    """Per process the samples of one variant, in seconds or relative to `base`."""
+    rows = {row.process: list(getattr(row.samples, clock)) for row in results.of(case, backend)}
+    if base is None:
+        return list(rows.values())
+    others = {row.process: list(getattr(row.samples, clock)) for row in results.of(case, base)}
+    both = [process for process in rows if process in others]
+    return relative([rows[p] for p in both], [others[p] for p in both])
+
+
+def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[Table | str]:
+    """What a person has to know of it."""
+    headings = ("case", "backend", "after / before", "interval", "verdict")
+    lines = [
+        (
+            " ".join(map(str, m.case)),
+            m.backend,
+            f"{m.ratio.value:.3f}" if m.ratio else "-",
+            f"{m.ratio.low:.3f} to {m.ratio.high:.3f}" if m.ratio else "-",
+            m.verdict,
+        )
+        for m in moved
+    ]
+    yield table(f"commit {after.about['commit']} against {before.about['commit']}", headings, lines)
+    different = [n for n in ("device", "driver", "torch", "cuda") if before.about[n] != after.about[n]]
+    for name in different:
+        yield f"not the same {name}: {before.about[name]} before, {after.about[name]} after"
+    if any(len({r.process for r in results.rows}) < 2 for results in (before, after)):
+        yield "one process on a side: what differs between processes is not part of the intervals; use --processes 3"
+    ratios = [m.ratio.value for m in moved if m.ratio]
+    if ratios:
+        yield f"geometric mean of {len(ratios)}: {geometric_mean(ratios):.3f}"
+    bad = [m for m in moved if not m.accepted]
+    yield f"{len(bad)} regressions" if bad else "no regression"
+
+
+def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The subcommand `compare`."""
+    parser = commands.add_parser("compare", help="which figures moved between two results files; 1 if one got slower")
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--threshold", type=float, default=THRESHOLD, help=f"default {THRESHOLD}: 3 per cent")
+    parser.add_argument("--confidence", type=float, default=CONFIDENCE, help=f"of the intervals; default {CONFIDENCE}")
+    parser.add_argument("--base", metavar="BACKEND", help="compare times relative to this backend's")
+    parser.add_argument("--clock", choices=("best_clock", "gpu", "wall", "wall_p90"), default="best_clock")
+    parser.set_defaults(command=main)
+
+
+def main(chosen: argparse.Namespace) -> int:
+    """Entry point of `compare`."""
+    output = console()
+    try:
+        before, after = load(chosen.before), load(chosen.after)
+    except (OSError, ValueError) as error:
+        output.print(str(error))
+        return 2
+    options = {"threshold": chosen.threshold, "confidence": chosen.confidence, "base": chosen.base}
+    moved = list(compare(before, after, clock=chosen.clock, **options))
+    if not moved:
+        output.print("nothing to compare: no variant of the first file was reported")
+        return 2
+    for part in report(moved, before, after):
+        output.print(part)
+    return 0 if all(m.accepted for m in moved) else 1

@@ -1,0 +1,116 @@
+"""What happens inside a backend while it compiles and runs, seen from outside.
+
+Takes: a block or a call. Gives: seconds of search and profiling, CUDA Graph replays, facts of `GraphRecord`s.
+Must not change: what runs; what is wrapped is put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from opara_backend.execution import candidates, lane
+from opara_backend.report.record import GraphRecord
+from opara_backend.scheduling.bounds import lower_bound
+
+
+@dataclass
+class Spent:
+    """Seconds spent so far. search: profiling, capturing and timing candidates; profile: its first part alone."""
+
+    search: float | None = None
+    profile: float | None = None
+
+
+@contextlib.contextmanager
+def searching() -> Iterator[Spent]:
+    """What this backend spends on finding schedules while the block runs; None where it searched nothing."""
+    spent = Spent()
+    wrapped: list[tuple[Any, str, Any]] = []
+    for module, name, kept in ((lane, "capture_best", "search"), (candidates, "profile_on_cuda", "profile")):
+        original = getattr(module, name)
+        wrapped.append((module, name, original))
+        setattr(module, name, _timed(original, spent, kept))
+    try:
+        yield spent
+    finally:
+        for module, name, original in wrapped:
+            setattr(module, name, original)
+
+
+def _timed(original: Callable[..., Any], spent: Spent, name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return original(*args, **kwargs)
+        finally:
+            setattr(spent, name, (getattr(spent, name) or 0.0) + time.perf_counter() - start)
+
+    return call
+
+
+def replays(call: Callable[[], object]) -> int | None:
+    """CUDA Graphs that one call replays, whoever captured them; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    graph_type: Any = torch.cuda.CUDAGraph
+    original, count = graph_type.replay, 0
+
+    def counted(graph: Any) -> Any:
+        nonlocal count
+        count += 1
+        return original(graph)
+
+    graph_type.replay = counted
+    try:
+        call()
+    finally:
+        graph_type.replay = original
+    return count
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `GraphRecord`s say of one model; names as in `samples.Row`."""
+
+    kernels: int = 0
+    streams: int = 0
+    captured: int = 0
+    graphs: int = 0
+    waits: int = 0
+    arena_bytes: int = 0
+    policy: str = ""
+    bound_seconds: float | None = None
+    fallbacks: tuple[str, ...] = ()
+    kinds: dict[str, int] = field(default_factory=dict)
+
+
+def facts(records: Sequence[GraphRecord]) -> Facts:
+    """What the records of one model say together."""
+    plans = [plan for record in records for plan in record.plans.values()]
+    schedules = [plan.schedule for plan, _ in plans]
+    on_gpu = [plan for plan, _ in plans if plan.profile.device is not None]
+    return Facts(
+        kernels=sum(len(plan.graph) for plan, _ in plans),
+        streams=max((s.streams for s in schedules), default=0),
+        captured=sum(captured for _, captured in plans),
+        graphs=len(records),
+        waits=sum(s.wait_count for s in schedules),
+        arena_bytes=sum(plan.memory.arena_bytes for plan, _ in plans),
+        policy=", ".join(dict.fromkeys(s.policy for s in schedules)),
+        bound_seconds=sum(lower_bound(plan.graph, plan.profile) for plan in on_gpu) if on_gpu else None,
+        fallbacks=tuple(str(step) for record in records for step in record.fallbacks),
+        kinds=dict(Counter(k.kind for plan, _ in plans for k in plan.graph.kernels)),
+    )
+
+
+def stock_reasons(counters: Any) -> tuple[str, ...]:
+    """Why stock Inductor captured nothing, as far as it counts: the number of graphs it skipped."""
+    skipped = counters["inductor"]["cudagraph_skips"]
+    return (f"cudagraph_skips: {skipped} (set TORCH_LOGS=cudagraphs for the reason)",) if skipped else ()

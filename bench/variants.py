@@ -1,0 +1,153 @@
+"""Backends of the benchmark by name, and how each makes a callable of a model.
+
+Takes: a name. Gives: a `Variant`; a callable for a model and its inputs. Must not change: the model.
+Errors: ValueError naming what was given and what is accepted.
+
+| name | what runs |
+| --- | --- |
+| eager | PyTorch's operators one by one |
+| cudagraph | the same, captured once by `torch.cuda.graph`; inputs copied in, outputs lent until the next call |
+| inductor, reduce-overhead, max-autotune | stock `torch.compile`, by mode |
+| opara | this backend, the fastest of several schedules |
+| opara:POLICY | this backend, one stream allocation policy |
+| opara:paper | Algorithms 1 and 2 unchanged, on as many streams as Algorithm 1 opens (128 at most) |
+| opara:POLICY-unfused, opara:unfused | the same on ATen's kernels: Inductor's mode "lite" generates none |
+
+After a colon stand parts with commas between: a policy, or KEY=VALUE for any option (`opara:paper,candidates=28`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from opara_backend.options import ACCEPTED, parse
+from opara_backend.scheduling.policies import policy_names
+
+STOCK_MODES = {"inductor": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
+PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["streams"].high)}
+UNFUSED = "unfused"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One backend. options: ours and Inductor's, for opara alone. unfused: on ATen's kernels."""
+
+    name: str
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+    unfused: bool = False
+
+    @property
+    def needs_gpu(self) -> bool:
+        """True if it cannot run on a CPU at all."""
+        return self.kind == "cudagraph"
+
+    @property
+    def kernels(self) -> str:
+        """Variants of the same word run the same kernels, so one cache of compiled code serves them all."""
+        return f"{self.kind}-{UNFUSED}" if self.unfused else self.kind
+
+    def compile(self, model: nn.Module) -> Callable[..., Any]:
+        """`model` under this backend, compiled at its first call."""
+        if self.kind == "eager":
+            return model
+        if self.kind == "cudagraph":
+            return EagerGraph(model)
+        if self.kind in STOCK_MODES:
+            return torch.compile(model, mode=STOCK_MODES[self.kind])
+        return torch.compile(model, backend="opara", options={**unfused_options(self.unfused), **self.options} or None)
+
+
+def variant(name: str) -> Variant:
+    """The backend called `name`; ValueError for one nobody knows, or an option that is wrong."""
+    kind, _, rest = name.partition(":")
+    if (kind in ("eager", "cudagraph") or kind in STOCK_MODES) and not rest:
+        return Variant(name, kind)
+    if kind != "opara":
+        raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(accepted())}")
+    options: dict[str, Any] = {}
+    unfused = False
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if equals:
+            options[key] = _typed(value)
+            continue
+        policy = key.removesuffix(UNFUSED).removesuffix("-")
+        unfused = unfused or key.endswith(UNFUSED)
+        if policy == "paper":
+            options.update(PAPER)
+        elif policy in policy_names():
+            options["policy"] = policy
+        elif policy:
+            raise ValueError(f"unknown policy {policy!r} in {name!r}; accepted: {', '.join(accepted())}")
+    parse(options, None)  # a wrong option is told now, not after minutes of other variants
+    return Variant(name, kind, options, unfused)
+
+
+def accepted() -> tuple[str, ...]:
+    """Every name without options that `variant` takes, each policy on fused and unfused kernels."""
+    policies = [f"opara:{policy}{suffix}" for suffix in ("", f"-{UNFUSED}") for policy in ("paper", *policy_names())]
+    return ("eager", "cudagraph", *STOCK_MODES, "opara", *policies)
+
+
+def unfused_options(unfused: bool = True) -> dict[str, Any]:
+    """Inductor's options that keep every operator ATen's own: its mode "lite", seen in 2.11 and 2.13."""
+    if not unfused:
+        return {}
+    from opara_backend import upstream
+
+    return dict(upstream.list_mode_options()["lite"])
+
+
+def defaults() -> tuple[str, ...]:
+    """What is compared if nobody says: stock Inductor at its best for this machine, and this backend."""
+    return ("reduce-overhead" if torch.cuda.is_available() else "inductor", "opara")
+
+
+class EagerGraph:
+    """Eager kernels in one CUDA Graph: captured at the first call, replayed at the others."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._graph: Any = None
+        self._inputs: tuple[torch.Tensor, ...] = ()
+        self._outputs: Any = None
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        if self._graph is None:
+            self._capture(inputs)
+        for static, given in zip(self._inputs, inputs, strict=True):
+            static.copy_(given)
+        self._graph.replay()
+        return self._outputs
+
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
+        self._inputs = tuple(x.clone() for x in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # cuDNN and cuBLAS choose and allocate here, not inside the capture
+            for _ in range(3):
+                self.model(*self._inputs)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._outputs = self.model(*self._inputs)
+        self._graph = graph
+
+
+def _typed(text: str) -> Any:
+    """`text` as the number or truth value it spells, else itself."""
+    words = {"True": True, "False": False}
+    if text in words:
+        return words[text]
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,257 @@
+"""GraphRecord -> GraphReport.
+
+Takes: a record of a graph that has been called, and a device to estimate for where only a CPU ran it. Gives: plain
+data. Must not change: the record. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import MemoryPlan
+from opara_backend.profiling import occupancy as occ
+from opara_backend.profiling.device import DeviceSpec
+from opara_backend.profiling.profile import KernelProfile, Profile
+from opara_backend.report import model
+from opara_backend.report.estimate import estimated_profile
+from opara_backend.report.hazards import wait_rows
+from opara_backend.report.record import GraphRecord
+from opara_backend.report.timelines import critical_chain, predicted
+from opara_backend.scheduling.bounds import critical_path, work_bound
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.simulator import simulate
+
+if TYPE_CHECKING:
+    from opara_backend.execution.host import Plan
+
+Tried = Sequence[tuple[Schedule, float]]
+
+
+def graph_report(record: GraphRecord, estimate_for: DeviceSpec) -> model.GraphReport:
+    """Everything known about one graph. A graph that was never planned is shown in program order."""
+    shapes = [
+        planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
+        for key, (plan, captured) in record.plans.items()
+    ]
+    if not shapes and record.graph.kernels:
+        shapes = [_unplanned_shape(record.graph, estimate_for)]
+    graph = record.graph
+    return model.GraphReport(
+        device=graph.device,
+        segments=graph.segments,
+        symbols=graph.symbols,
+        edges=tuple((e.src, e.dst, e.kind, e.buffer) for e in graph.edges),
+        replays=record.replays,
+        other_calls=record.other_calls,
+        hit_rate=record.hit_rate,
+        stages=record.stages,
+        fallbacks=(*map(fallback_row, record.fallbacks), *_foreseen(record)),
+        shapes=tuple(shapes),
+    )
+
+
+def fallback_row(step: Fallback) -> model.FallbackRow:
+    """A step down, with the user's line where its detail names one."""
+    _, found, source = step.detail.rpartition(" at ")
+    return model.FallbackRow(
+        step.reason.value, step.detail, step.reason.remedy, step.error, source if found and ":" in source else ""
+    )
+
+
+def _foreseen(record: GraphRecord) -> list[model.FallbackRow]:
+    """Steps down that a graph on the CPU, where nothing is captured, would take on a GPU."""
+    graph = record.graph
+    if graph.device != "cpu" or len(graph.segments) == 1:
+        return []
+    ran = graph.segments[1]
+    before = graph.kernels[ran - 1] if ran else None
+    seen = f"after {before.call}" if before is not None else "before the first kernel"
+    reason, source = FallbackReason.HOST_DECISION, before.source if before is not None else ""
+    where = f" at {source}" if source else ""
+    return [model.FallbackRow(reason.value, f"the host decides {seen}{where}", reason.remedy, "", source)]
+
+
+def shape_name(key: tuple[Any, ...]) -> str:
+    """A shape's key for people."""
+    parts = []
+    for part in key:
+        sizes = part[0] if isinstance(part, tuple) and part else None
+        parts.append("x".join(map(str, sizes)) if sizes is not None else str(part))
+    return ", ".join(parts) if parts else "static"
+
+
+def planned_shape(
+    shape: str,
+    plan: Plan,
+    captured: bool,
+    tried: Tried,
+    estimate_for: DeviceSpec,
+) -> model.ShapeReport:
+    """How a shape with a Plan runs."""
+    own = plan.profile
+    estimated = own.device is None
+    profile = estimated_profile(plan.graph, estimate_for) if estimated else own
+    return shape_report(
+        plan.graph,
+        profile,
+        plan.schedule,
+        shape=shape,
+        state="captured" if captured else "in order",
+        tried=tried,
+        memory=plan.memory,
+        host_seconds=own.durations() if estimated else None,
+    )
+
+
+def _unplanned_shape(graph: KernelGraph, estimate_for: DeviceSpec) -> model.ShapeReport:
+    profile = estimated_profile(graph, estimate_for)
+    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    found = shape_report(graph, profile, in_a_row, shape="any", state="unplanned", host_seconds=())
+    return found
+
+
+def shape_report(
+    graph: KernelGraph,
+    profile: Profile,
+    schedule: Schedule,
+    *,
+    shape: str = "static",
+    state: str = "captured",
+    tried: Tried = (),
+    memory: MemoryPlan | None = None,
+    host_seconds: Sequence[float] | None = None,
+    measured: model.Timeline | None = None,
+) -> model.ShapeReport:
+    """All about one shape. host_seconds: given where `profile` is an estimate (empty: nothing was timed at all)."""
+    device = profile.device
+    estimated = host_seconds is not None
+    name = device.name if device is not None else graph.device
+    chain = critical_chain(graph, profile.durations())
+    planned = predicted(graph, profile, schedule) if state != "unplanned" else ()
+    timelines = (*planned, *([measured] if measured is not None else []))
+    return model.ShapeReport(
+        shape=shape,
+        state=state,
+        policy=schedule.policy,
+        streams=schedule.streams,
+        basis=f"estimated for {name}" if estimated else f"measured on {name}",
+        estimated=estimated,
+        kernels=_kernel_rows(graph, profile, schedule, chain, host_seconds),
+        waits=wait_rows(graph, schedule),
+        candidates=_candidate_rows(graph, profile, schedule, tried),
+        bound=_bound(graph, profile, schedule, tried, timelines) if state != "unplanned" else None,
+        memory=_memory(memory),
+        critical=chain,
+        timelines=timelines,
+        notes=_notes(profile, estimated),
+    )
+
+
+def _notes(profile: Profile, estimated: bool) -> tuple[str, ...]:
+    notes = []
+    if estimated and profile.device is not None:
+        notes.append(
+            f"ran on a CPU: durations and demands are estimated for {profile.device.name} from bytes and operations"
+        )
+    elif not any(k.launches for k in profile.kernels):
+        notes.append("launch parameters are unknown: install cuda-bindings")
+    return tuple(notes)
+
+
+def _kernel_rows(
+    graph: KernelGraph,
+    profile: Profile,
+    schedule: Schedule,
+    chain: Sequence[int],
+    host_seconds: Sequence[float] | None,
+) -> tuple[model.KernelRow, ...]:
+    place = {kernel: index for index, kernel in enumerate(schedule.order)}
+    critical = set(chain)
+    rows = []
+    for index, (kernel, found) in enumerate(zip(graph.kernels, profile.kernels, strict=True)):
+        rows.append(
+            model.KernelRow(
+                name=kernel.name,
+                call=kernel.call,
+                kind=kernel.kind,
+                dtype=kernel.dtype,
+                module=kernel.module,
+                source=kernel.source,
+                stream=schedule.stream[index],
+                position=place[index],
+                segment=max(i for i, start in enumerate(graph.segments) if start <= index),
+                seconds=found.duration,
+                host_seconds=host_seconds[index] if host_seconds else None,
+                memory_bound=found.memory_bound,
+                flops=kernel.flops,
+                nbytes=found.nbytes,
+                critical=index in critical,
+                launches=_launch_rows(found, profile.device),
+            )
+        )
+    return tuple(rows)
+
+
+def _launch_rows(kernel: KernelProfile, device: DeviceSpec | None) -> tuple[model.LaunchRow, ...]:
+    if device is None:
+        return ()
+    return tuple(
+        model.LaunchRow(
+            grid=launch.grid,
+            block=launch.block,
+            registers=launch.registers,
+            shared_memory=launch.shared_memory,
+            blocks_per_sm=occ.blocks_per_sm(launch, device),
+            limited_by=occ.limiter(launch, device),
+            occupancy=occ.occupancy(launch, device),
+            waves=occ.waves(launch, device),
+            share=occ.gpu_share(launch, device),
+        )
+        for launch in kernel.launches
+    )
+
+
+def _candidate_rows(
+    graph: KernelGraph, profile: Profile, schedule: Schedule, tried: Tried
+) -> tuple[model.CandidateRow, ...]:
+    shown: Sequence[tuple[Schedule, float | None]] = tried or [(schedule, None)]
+    return tuple(
+        model.CandidateRow(
+            policy=one.policy,
+            streams=one.streams,
+            waits=one.wait_count,
+            predicted=simulate(graph, profile, one, profile.device).makespan if profile.device is not None else None,
+            measured=seconds,
+            chosen=one == schedule,
+        )
+        for one, seconds in shown
+    )
+
+
+def _bound(
+    graph: KernelGraph, profile: Profile, schedule: Schedule, tried: Tried, timelines: Sequence[model.Timeline]
+) -> model.BoundRow:
+    path, work = critical_path(graph, profile), work_bound(profile)
+    guess = next((t.makespan for t in timelines if t.kind == "plan"), None)
+    measured = next((seconds for one, seconds in tried if one == schedule), None)
+    taken, bound = measured if measured is not None else guess, max(path, work)
+    return model.BoundRow(
+        critical_path=path,
+        work=work,
+        dominant="critical path" if path >= work else "work",
+        predicted=guess,
+        measured=measured,
+        gap=taken / bound - 1 if taken is not None and bound else None,
+    )
+
+
+def _memory(plan: MemoryPlan | None) -> model.MemoryRow | None:
+    if plan is None:
+        return None
+    wanted = plan.requested_bytes
+    saved = 1 - plan.arena_bytes / wanted if wanted else 0.0
+    return model.MemoryRow(plan.arena_bytes, wanted, max(0.0, saved), len(plan.placements))

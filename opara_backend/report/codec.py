@@ -1,0 +1,68 @@
+"""Frozen dataclasses of tuples <-> JSON, by their annotations.
+
+Takes: a dataclass, or text. Gives: text, or the dataclass. Must not change: anything. Errors: ReportError saying
+where the text does not fit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from typing import Any
+
+from opara_backend.report.model import ReportError
+
+
+def dump(value: Any, schema: int) -> str:
+    """`value`, a dataclass, as one line of JSON that names its schema."""
+    return json.dumps({"schema": schema, **dataclasses.asdict(value)}, separators=(",", ":"))
+
+
+def load(text: str, kind: type, schema: int) -> Any:
+    """The `kind` that `dump` wrote."""
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ReportError(f"not a report: {error}") from error
+    if not isinstance(data, dict) or data.get("schema") != schema:
+        found = data.get("schema") if isinstance(data, dict) else type(data).__name__
+        raise ReportError(f"report of schema {found!r}; this version reads {schema}")
+    del data["schema"]
+    return _decoded(data, kind, "report")
+
+
+def _decoded(data: Any, kind: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        (kind,) = [a for a in arguments if a is not type(None)]
+        return _decoded(data, kind, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ReportError(f"{where}: a list expected, found {type(data).__name__}")
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_decoded(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
+        if len(data) != len(arguments):
+            raise ReportError(f"{where}: {len(arguments)} values expected, found {len(data)}")
+        return tuple(
+            _decoded(item, k, f"{where}[{i}]") for i, (item, k) in enumerate(zip(data, arguments, strict=True))
+        )
+    if dataclasses.is_dataclass(kind):
+        return _record(data, kind, where)
+    if kind is float and type(data) is int:
+        return float(data)
+    if type(data) is not kind:
+        raise ReportError(f"{where}: {kind.__name__} expected, found {type(data).__name__}")
+    return data
+
+
+def _record(data: Any, kind: Any, where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(data, dict) or sorted(data) != sorted(names):
+        found = ", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__
+        raise ReportError(f"{where}: {', '.join(sorted(names))} expected, found {found}")
+    return kind(**{name: _decoded(data[name], hints[name], f"{where}.{name}") for name in names})

@@ -1,0 +1,112 @@
+"""`opara_backend.explain`: compile, call, and say what was done.
+
+Takes: a model or a function, compiled or not, and its arguments. Gives: a `Report`.
+Must not change: the compiled object it is given, whose own compiled code is neither used nor replaced. A fresh
+compilation of the same callable is made under a function of its own, so Dynamo's caches for the model stay as they
+are (behind a graph break, code of the model itself gains entries). The model *is* called, several times, and its
+side effects happen as often.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import platform
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from opara_backend import fallback
+from opara_backend._version import __version__
+from opara_backend.profiling.device import preset
+from opara_backend.report.build import fallback_row, graph_report
+from opara_backend.report.model import Report
+from opara_backend.report.record import GraphRecord, collect
+
+_CALLS = 3  # a dynamic shape is captured by its second call and replayed from the third on
+ESTIMATED_DEVICE = "H200"
+
+
+def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> Report:
+    """Compile `model` with backend opara, call it on `inputs` and `kwargs`, and report what was done.
+
+    A model that is compiled already is compiled anew as it was (mode, options, dynamic), in the caller's grad mode: a
+    report on a call that trains says so. Anything else is compiled with `options` under `torch.no_grad()`. The model
+    is called three times; on a GPU five more times, under torch.profiler, for the measured timeline.
+    On the CPU, demands and timelines are estimated for a GPU, and say so.
+    """
+    from opara_backend import upstream
+
+    given = upstream.compiled_with(model)
+    if given is not None and options is not None:
+        raise ValueError("options= is for models that are not compiled yet; this one is explained with its own")
+    original, settings, dynamic = given or (model, {"options": options} if options else {}, None)
+    quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
+    with quiet, _recompilable(), _compiled(original, settings, dynamic) as call:
+        with collect() as records, fallback.collect() as steps:
+            for _ in range(_CALLS):
+                call(*inputs, **kwargs)
+        report = _report(original, settings, records, steps)
+        if any(captured for record in records for _, captured in record.plans.values()):
+            from opara_backend.report.replays import with_measured
+
+            report = with_measured(report, records, lambda: call(*inputs, **kwargs))
+    return report
+
+
+@contextlib.contextmanager
+def _recompilable() -> Iterator[None]:
+    """A stance of the caller's that forbids compiling would leave nothing to report."""
+    with torch.compiler.set_stance("default"):
+        yield
+
+
+@contextlib.contextmanager
+def _compiled(
+    model: Callable[..., Any], settings: Mapping[str, Any], dynamic: bool | None
+) -> Iterator[Callable[..., Any]]:
+    """`model` compiled by a backend and under code that nobody else has, so that no cache of Dynamo's serves it.
+
+    It is forgotten behind the block, so that captured graphs give their memory back.
+    """
+    from opara_backend import backend, upstream
+
+    def fresh(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        return backend.opara(gm, example_inputs, **settings)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    # With globals of its own as well: Dynamo puts what it compiled there.
+    scope = {"__name__": __name__, "__builtins__": builtins}
+    own = types.FunctionType(call.__code__.replace(), scope, call.__name__, None, call.__closure__)
+    try:
+        yield torch.compile(own, backend=fresh, dynamic=dynamic)
+    finally:
+        upstream.forget_compiled(own)
+
+
+def _report(
+    model: Any, settings: Mapping[str, Any], records: list[GraphRecord], steps: list[fallback.Fallback]
+) -> Report:
+    of_graphs = {id(step) for record in records for step in record.fallbacks}
+    found = next((r.graph.device for r in records if r.graph.device != "cpu"), "cpu")
+    device = torch.cuda.get_device_name(torch.device(found)) if found.startswith("cuda") else platform.processor()
+    options = {**{k: v for k, v in settings.items() if k != "options"}, **(settings.get("options") or {})}
+    versions = {"opara": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    if torch.version.cuda:
+        versions["cuda"] = torch.version.cuda
+    owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
+    notes = [] if records else ["no graph of this model was ours to schedule"]
+    return Report(
+        model=type(owner).__name__ if owner is not None else getattr(model, "__name__", type(model).__name__),
+        device=f"{found} ({device})" if device else found,
+        versions=tuple(versions.items()),
+        options=tuple((str(k), str(v)) for k, v in sorted(options.items())),
+        graphs=tuple(graph_report(record, preset(ESTIMATED_DEVICE)) for record in records),
+        fallbacks=tuple({fallback_row(s): None for s in steps if id(s) not in of_graphs}),
+        notes=tuple(notes),
+        modules=tuple((p, type(m).__name__) for p, m in owner.named_modules() if p) if owner is not None else (),
+    )

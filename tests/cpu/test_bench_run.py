@@ -1,0 +1,148 @@
+"""The runner, for real on the CPU: interleaved variants, several processes, and what it refuses to report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import measuring, workers
+from bench.__main__ import main
+from bench.measuring import first_calls
+from bench.run import Job, caches, distance, run_job
+from bench.samples import Row, load
+from bench.variants import Variant, variant
+from bench.workers import Worker, WorkerError, failed, measured
+
+JOB = Job("two_tower", "float32", 1, ("eager", "inductor", "opara", "opara:paper-unfused"), rounds=2, small=True)
+
+
+def test_one_case() -> None:
+    rows = {row.backend: row for row in run_job(JOB)}
+    assert list(rows) == list(JOB.backends)
+    for row in rows.values():
+        assert row.samples is not None
+        assert row.samples.gpu is None
+        assert len(row.samples.wall) == 2
+        assert row.error is not None
+        assert row.error < 1e-5
+    assert rows["opara"].graphs == 1
+    assert set(rows["opara"].kinds) - {"extern"}
+    assert rows["opara:paper-unfused"].kinds.keys() == {"extern"}
+    assert rows["opara:paper-unfused"].policy == "opara/opara"
+    assert rows["eager"].kernels == 0
+
+
+def test_a_wrong_result_a_failure_and_a_missing_gpu_are_not_reported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Wrong(torch.nn.Module):
+        def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(1)
+
+    def broken(*inputs: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no such kernel\nand more")
+
+    fakes = {"inductor": Wrong(), "opara": broken}
+    monkeypatch.setattr(Variant, "compile", lambda self, model: fakes.get(self.kind, model))
+    path = tmp_path / "r.json"
+    words = ["--models", "two_tower", "--small", "--rounds", "1", "--out", str(path)]
+    assert main(["run", *words, "--backends", "eager", "inductor", "opara", "cudagraph"]) == 1
+    rows = {row.backend: row for row in load(path).rows}
+    assert rows["eager"].samples is not None
+    assert all(row.samples is None for name, row in rows.items() if name != "eager")
+    assert rows["inductor"].problem is not None
+    assert rows["inductor"].problem.startswith("wrong: error 1.00e+00 against eager")
+    assert rows["opara"].problem == "RuntimeError: no such kernel"
+    if not torch.cuda.is_available():
+        assert rows["cudagraph"].problem == "needs a GPU"
+    assert "not reported: two_tower float32 1 under inductor: wrong" in capsys.readouterr().out
+
+
+def test_a_backend_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--backends", "opera"]) == 2
+    assert "unknown backend 'opera'" in capsys.readouterr().out
+
+
+def test_several_processes_are_merged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "r.json"
+    words = ["--models", "two_tower", "--small", "--rounds", "1", "--out", str(path), "--processes", "2"]
+    assert main(["run", *words, "--backends", "eager"]) == 0
+    results = load(path)
+    assert [row.process for row in results.rows] == [0, 1]
+    assert str(tmp_path) not in path.read_text()
+    assert "procs" in capsys.readouterr().out
+
+
+def test_a_worker_that_dies_loses_its_case_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        made = 0
+
+        def __init__(self) -> None:
+            Fake.made += 1
+
+        def send(self, job: Job) -> None:
+            self.job = job
+
+        def receive(self, timeout: float | None) -> list[Row]:
+            if self.job.model == "dies":
+                raise WorkerError("the process ended with exit code -9")
+            return [Row(*self.job.case, "eager", None, None, None, problem="none")]
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(workers, "Worker", Fake)
+    jobs = [Job(name, "float32", 1, ("eager",)) for name in ("one", "dies", "two", "three")]
+    found = [rows[0] for rows in measured(jobs)]
+    assert [row.problem for row in found] == ["none", "the process ended with exit code -9", "none", "none"]
+    assert Fake.made == 2
+    assert list(measured(jobs, deadline=time.monotonic())) == []
+
+
+def test_a_worker_that_takes_too_long() -> None:
+    with Worker() as worker:
+        worker.send(JOB)
+        with pytest.raises(WorkerError, match="took longer than 0 s"):
+            worker.receive(timeout=0.01)
+    assert failed(JOB, "why")[1].problem == "why"
+
+
+def test_first_calls_are_timed_cold_and_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def together(jobs: list[Job], **options: object) -> list[Row]:
+        seen.append((jobs[0].backends, jobs[0].caches))
+        return [Row(*jobs[0].case, jobs[0].backends[0], None, 0.0, 10.0 / len(seen))]
+
+    monkeypatch.setattr(measuring, "together", together)
+    cold, warm = first_calls(Job("m", "float32", 1, ("eager", "inductor", "opara"), caches="c"))
+    assert (cold, warm) == (
+        {"inductor": 10.0, "opara": pytest.approx(10 / 3)},
+        {"inductor": 5.0, "opara": pytest.approx(10 / 4)},
+    )
+    assert len(set(seen)) == 2
+    assert seen[0] == seen[1]
+
+
+def test_caches_of_different_kernels_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")
+    job = Job("m", "float16", 8, ("opara",), caches="root")
+    found = {}
+    for name in ("opara", "opara:nimble", "opara:paper-unfused", "eager"):
+        with caches(job, variant(name)):
+            found[name] = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    assert found["opara"] == found["opara:nimble"] == "root/m-float16-8-opara"
+    assert found["opara:paper-unfused"] == "root/m-float16-8-opara-unfused"
+    assert found["eager"] == os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
+
+
+def test_distance() -> None:
+    one, two = [torch.ones(3)], [torch.ones(3) * 2]
+    assert distance(one, one) == 0
+    assert distance(two, one) == pytest.approx(1.0)
+    assert distance(one, [torch.ones(4)]) == float("inf")

@@ -1,0 +1,158 @@
+"""`opara_backend.explain` on the CPU: what it says of models that branch, fall back, break, train, change shape."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opara_backend
+import opara_backend.report.explain as explaining
+from opara_backend.execution.runtime import Runtime
+from opara_backend.report.model import Report
+
+
+class Branches(nn.Module):
+    """Two towers of different depth over one input, joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
+        self.right = nn.Linear(16, 8)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.left(x), self.right(x)], 1).softmax(1)
+
+
+X = torch.linspace(-1, 1, 64).reshape(4, 16)
+
+
+def test_a_model_that_branches() -> None:
+    model = Branches().eval()
+    report = opara_backend.explain(model, X, options={"streams": 2})
+    (graph,) = report.graphs
+    (shape,) = graph.shapes
+    assert (report.model, graph.device, report.options) == ("Branches", "cpu", (("streams", "2"),))
+    assert (shape.state, shape.estimated, shape.streams) == ("in order", True, 2)
+    assert "estimated for NVIDIA H200" in str(report)
+    modules = {kernel.module for kernel in shape.kernels}
+    assert {"left.2", "right"} <= modules
+    assert all("test_explain.py:" in kernel.source for kernel in shape.kernels if kernel.module)
+    assert all(kernel.host_seconds is not None and kernel.host_seconds > 0 for kernel in shape.kernels)
+    assert shape.waits
+    assert all(wait.hazards for wait in shape.waits)
+    assert shape.memory is not None
+    assert shape.bound is not None
+    assert [line.kind for line in shape.timelines] == ["plan", "sequential"]
+    assert graph.stages.compile >= graph.stages.lowering >= 0
+    assert graph.stages.first_run > 0 < graph.stages.plan
+    assert ("left.0", "Linear") in report.modules
+    assert report.fallbacks == graph.fallbacks == ()
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_a_compiled_model_is_explained_as_it_was_compiled_and_left_alone() -> None:
+    model = Branches().eval()
+    compiled = torch.compile(model, backend="opara", options={"policy": "sequential"})
+    with torch.no_grad():
+        expected = compiled(X)
+        report = opara_backend.explain(compiled, X)
+        assert report.shapes()[0].policy.startswith("sequential")
+        assert report.model == "Branches"
+        with torch.compiler.set_stance("fail_on_recompile"):  # what was compiled before still is
+            assert torch.equal(compiled(X), expected)
+    with pytest.raises(ValueError, match="options= is for models that are not compiled"):
+        opara_backend.explain(compiled, X, options={"streams": 2})
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[Runtime]] = []
+    begin = Runtime.__init__
+
+    def remembered(self: Runtime, *args: Any) -> None:
+        begin(self, *args)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Runtime, "__init__", remembered)
+    before = set(vars(explaining))
+    opara_backend.explain(Branches().eval(), X)
+    gc.collect()
+    assert [runtime() for runtime in made] == [None]
+    assert set(vars(explaining)) == before
+
+
+def test_functions_and_models_compiled_in_place() -> None:
+    def function(x: Tensor, *, scale: float) -> Tensor:
+        return torch.sin(x) @ x.T * scale
+
+    report = opara_backend.explain(function, X, scale=2.0)
+    assert report.model == "function"
+    assert len(report.graphs) == 1
+    model = Branches().eval()
+    model.compile(backend="opara", options={"policy": "wavefront"})
+    with torch.no_grad():
+        report = opara_backend.explain(model, X)
+    assert report.model == "Branches"
+    assert report.shapes()[0].policy.startswith("wavefront")
+
+
+def test_training_is_reported() -> None:
+    compiled = torch.compile(Branches(), backend="opara")
+    report = opara_backend.explain(compiled, X)
+    assert report.graphs == ()
+    assert {step.reason for step in report.fallbacks} == {"training"}
+    assert "no_grad" in str(report)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_what_the_host_decides_is_reported_with_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda x: x.sin() + 1, lambda x: x.cos() * 2, (x @ x.T,))
+
+    with caplog.at_level(logging.WARNING):
+        report = opara_backend.explain(Decides(), X)
+    (graph,) = report.graphs
+    assert len(graph.segments) > 1
+    (step,) = graph.fallbacks
+    assert step.reason == "host_decision"
+    assert "test_explain.py:" in step.source
+    assert graph.shapes[0].state == "unplanned"
+    assert "host_decision" in str(report)
+    assert "segments" in str(report)
+
+
+def test_every_graph_of_a_broken_model() -> None:
+    def broken(x: Tensor) -> Tensor:
+        y = torch.sin(x) @ x.T
+        scale = y.sum().item()  # the graph ends here
+        return torch.cos(y) * scale
+
+    report = opara_backend.explain(broken, X)
+    assert len(report.graphs) == 2
+    assert all(graph.shapes for graph in report.graphs)
+    assert len(report.to_mermaid(1)) > 20
+
+
+def test_dynamic_shapes() -> None:
+    compiled = torch.compile(Branches().eval(), backend="opara", dynamic=True)
+    with torch.no_grad():
+        report = opara_backend.explain(compiled, X)
+    (graph,) = report.graphs
+    assert graph.symbols
+    assert "4" in graph.shapes[0].shape
+    assert "dynamic sizes" in str(report)
+
+
+def test_files(tmp_path: Path) -> None:
+    report = opara_backend.explain(Branches().eval(), X)
+    assert "</html>" in report.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert report.save_trace(tmp_path / "trace.json").stat().st_size > 500
+    assert Report.from_json(report.save_json(tmp_path / "report.json").read_text(encoding="utf-8")) == report

@@ -1,0 +1,144 @@
+"""Buffers written over one another: only where nobody needs the one below any more, and with nobody waiting longer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opara_backend.kernel_graph import Buffer, KernelGraph
+from opara_backend.memory import MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.scheduling.schedule import Schedule, with_waits
+from tests import reference
+from tests.strategies import graph_of, graphs_written_in_place
+
+BLOCK = 512
+
+
+def over(graph: KernelGraph, **pairs: str) -> KernelGraph:
+    """`graph` with kernels that may write in place, `k1="a>b"`: b over a."""
+    kernels = [
+        replace(k, inplace=(tuple(pairs[k.name].split(">")),)) if k.name in pairs else k  # type: ignore[arg-type]
+        for k in graph.kernels
+    ]
+    return replace(graph, kernels=tuple(kernels))
+
+
+def sized(names: str, nbytes: int = 1024) -> list[Buffer]:
+    return [Buffer(name, "intermediate", nbytes, planned=True) for name in names]
+
+
+def offsets(plan: MemoryPlan) -> dict[str, int]:
+    return {p.buffer: p.offset for p in plan.placements}
+
+
+def overwritten(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan, order: Sequence[int]) -> list[str]:
+    """Reads, when kernels run in `order`, that find bytes which another buffer's kernel wrote last."""
+    places = {p.buffer: range(p.offset // BLOCK, -(-(p.offset + p.nbytes) // BLOCK)) for p in plan.placements}
+    owner: dict[int, str] = {}
+    wrong = []
+    written: set[str] = set()
+    for kernel in order:
+        for name in graph.kernels[kernel].reads:
+            for whole in reference.wholes(graph, name):
+                if whole in written and any(owner.get(block) != whole for block in places.get(whole, ())):
+                    wrong.append(f"{graph.kernels[kernel].name} reads {whole}")
+        for name in graph.kernels[kernel].writes:
+            for whole in reference.wholes(graph, name):
+                written.add(whole)
+                owner.update(dict.fromkeys(places.get(whole, ()), whole))
+    return wrong + [
+        f"{name} is returned"
+        for name in {w for n in graph.outputs if n is not None for w in reference.wholes(graph, n)} & written
+        if any(owner.get(block) != name for block in places.get(name, ()))
+    ]
+
+
+@given(graphs_written_in_place(), st.integers(0, 1000))
+def test_in_every_order_kernels_find_what_was_written_for_them(found: tuple[KernelGraph, Schedule], seed: int) -> None:
+    """By running them, with no look at how plans are made or checked."""
+    graph, schedule = found
+    plan = plan_memory(graph, schedule)
+    verify_memory(graph, schedule, plan)
+    before = reference.happens_before(schedule)
+    rng = random.Random(seed)
+    left, order = list(range(len(graph))), []
+    while left:
+        kernel = rng.choice([k for k in left if not any(before[other][k] for other in left)])
+        left.remove(kernel)
+        order.append(kernel)
+    assert overwritten(graph, schedule, plan, order) == []
+
+
+@given(graphs_written_in_place())
+def test_every_buffer_has_its_place_either_way(found: tuple[KernelGraph, Schedule]) -> None:
+    graph, schedule = found
+    plans = [plan_memory(graph, schedule, in_place=yes) for yes in (True, False)]
+    assert offsets(plans[0]).keys() == offsets(plans[1]).keys()
+    assert plans[0].releases == plans[1].releases
+
+
+CHAIN = graph_of(("", "a"), ("a", "b"), ("b", "c"), ("c", "end"), buffers=[*sized("abc"), Buffer("end", "input", 0)])
+
+
+def test_a_chain_of_elementwise_kernels_needs_one_buffer() -> None:
+    graph = over(CHAIN, k1="a>b", k2="b>c")
+    schedule = with_waits(graph, [0] * 4, range(4))
+    assert plan_memory(graph, schedule).arena_bytes == 1024
+    assert plan_memory(graph, schedule, in_place=False).arena_bytes == 2048
+
+
+@pytest.mark.parametrize("streams", [(0, 0, 1, 0), (0, 1, 0, 0)], ids=str)
+def test_not_while_somebody_else_may_still_read(streams: tuple[int, ...]) -> None:
+    """Another kernel reads `a` on a stream of its own: writing over it would race, or make one wait."""
+    graph = over(graph_of(("", "a"), ("a", "b"), ("a", "c"), ("b c", "d"), buffers=sized("abcd")), k1="a>b")
+    plan = plan_memory(graph, with_waits(graph, streams, range(4)))
+    assert offsets(plan)["a"] != offsets(plan)["b"]
+
+
+def test_but_behind_it_on_one_stream() -> None:
+    graph = over(graph_of(("", "a"), ("a", "c"), ("a", "b"), ("b c", "d"), buffers=sized("abcd")), k2="a>b")
+    plan = plan_memory(graph, with_waits(graph, [0] * 4, range(4)))
+    assert offsets(plan)["a"] == offsets(plan)["b"]
+    assert plan.arena_bytes == 2048 + 1024
+
+
+def test_an_output_is_never_written_over_but_may_lie_over_another() -> None:
+    graph = over(graph_of(("", "a"), ("a", "b"), ("b", "c"), outputs=("b",), buffers=sized("abc")), k1="a>b", k2="b>c")
+    plan = plan_memory(graph, with_waits(graph, [0] * 3, range(3)))
+    places = offsets(plan)
+    assert places["a"] == places["b"] != places["c"]
+
+
+def test_a_buffer_of_another_size_is_not_replaced() -> None:
+    buffers = [*sized("a"), *sized("b", 2048), Buffer("end", "input", 0)]
+    graph = over(graph_of(("", "a"), ("a", "b"), ("b", "end"), buffers=buffers), k1="a>b")
+    assert plan_memory(graph, with_waits(graph, [0] * 3, range(3))).arena_bytes == 3072
+
+
+def test_the_check_knows_when_it_is_wrong() -> None:
+    """Sharing is refused for a kernel that does not say so, in another place, and while somebody else reads."""
+    schedule = with_waits(CHAIN, [0] * 4, range(4))
+    shared = MemoryPlan((Placement("a", 0, 1024), Placement("b", 0, 1024), Placement("c", 1024, 1024)), 2048, ((),) * 4)
+    verify_memory(over(CHAIN, k1="a>b"), schedule, shared)
+    with pytest.raises(MemoryPlanError, match="'a' and 'b'"):
+        verify_memory(CHAIN, schedule, shared)
+    shifted = (Placement("a", 0, 1024), Placement("b", 512, 1024), Placement("c", 2048, 1024))
+    with pytest.raises(MemoryPlanError, match="live together"):
+        verify_memory(over(CHAIN, k1="a>b"), schedule, MemoryPlan(shifted, 4096, ((),) * 4))
+    fork = over(graph_of(("", "a"), ("a", "b"), ("a", "c"), ("b c", "d"), buffers=sized("abcd")), k1="a>b")
+    placed = tuple(Placement(name, place * 1024, 1024) for name, place in zip("abcd", (0, 0, 1, 2), strict=True))
+    with pytest.raises(MemoryPlanError, match="'a' and 'b'"):
+        verify_memory(fork, with_waits(fork, (0, 0, 1, 0), range(4)), MemoryPlan(placed, 4096, ((),) * 4))
+
+
+def test_pairs_survive_the_way_through_json_and_are_checked() -> None:
+    graph = over(CHAIN, k1="a>b")
+    assert KernelGraph.from_json(graph.to_json()) == graph
+    graph.verify()
+    with pytest.raises(Exception, match="in place"):
+        over(CHAIN, k1="c>b").verify()

@@ -1,0 +1,207 @@
+"""Reports as data and text, made of drawn and of recorded schedules. Needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+
+from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.options import Options
+from opara_backend.profiling.device import PRESETS
+from opara_backend.profiling.profile import Profile
+from opara_backend.report.build import fallback_row, graph_report, shape_name, shape_report
+from opara_backend.report.drawing import dot, mermaid
+from opara_backend.report.hazards import wait_rows
+from opara_backend.report.model import GraphReport, KernelRow, Report, ReportError, ShapeReport, Span, Timeline
+from opara_backend.report.page import page
+from opara_backend.report.record import GraphRecord, Stages
+from opara_backend.report.timelines import critical_chain, deciding_chain, overlap_fraction, overlaps, predicted
+from opara_backend.scheduling.bounds import critical_path
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule, happens_before
+from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
+from tests.recorded_replays import NAMES, report_of
+from tests.strategies import graph_of
+
+
+def report_with(shape: ShapeReport, graph: KernelGraph) -> Report:
+    edges = tuple((e.src, e.dst, e.kind, e.buffer) for e in graph.edges)
+    one = GraphReport("cuda:0", graph.segments, graph.symbols, edges, 1, 2, 1 / 3, Stages(compile=0.5), (), (shape,))
+    return Report("Model", "a GPU", (("torch", "2"),), (("policy", "opara"),), (one,), modules=(("a", "B"),))
+
+
+def diamond() -> Scheduled:
+    """One kernel, two that read its result, one that reads theirs; the second of the two is the longer."""
+    graph = graph_of(("in", "a"), ("a", "b"), ("a", "c"), ("b c", "d"), outputs=("d",))
+    profile = Profile(tuple(kernel(seconds, 10) for seconds in (3e-6, 5e-6, 9e-6, 4e-6)), GPU)
+    return graph, profile, build(graph, profile, policy="opara", launch_order="opara", streams=2)
+
+
+@given(gpu_schedules())
+def test_json_gives_the_report_back(scheduled: Scheduled) -> None:
+    graph, profile, schedule = scheduled
+    found = report_with(shape_report(graph, profile, schedule), graph)
+    text = found.to_json()
+    assert json.loads(text)["schema"] == 1
+    assert Report.from_json(text) == found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_reports_go_through_json(name: str) -> None:
+    assert Report.from_json(report_of(name).to_json()) == report_of(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not a report"),
+        ("[]", "schema 'list'"),
+        ('{"schema": 99}', "schema 99; this version reads 1"),
+        ('{"schema": 1, "model": "x"}', "report: .*device.* expected, found model"),
+        (report_of("googlenet").to_json().replace('"model":"GoogLeNet"', '"model":7'), "report.model: str expected"),
+    ],
+)
+def test_text_that_is_no_report_is_told_apart(text: str, says: str) -> None:
+    with pytest.raises(ReportError, match=says):
+        Report.from_json(text)
+
+
+@given(gpu_schedules())
+def test_every_wait_has_a_reason_and_removing_it_leaves_that_open(scheduled: Scheduled) -> None:
+    graph, _, schedule = scheduled
+    rows = wait_rows(graph, schedule)
+    assert len(rows) == schedule.wait_count
+    for row in rows:
+        assert row.hazards
+        waits = [list(w) for w in schedule.waits]
+        waits[row.kernel].remove(row.awaited)
+        without = happens_before(Schedule(schedule.stream, schedule.order, tuple(map(tuple, waits))))
+        for hazard in row.hazards:
+            assert hazard.kind == "ORDER" or not without.precedes(hazard.first, without.clock(hazard.second))
+
+
+@given(gpu_schedules(contended=False))
+def test_predicted_spans_keep_order_and_take_as_long_as_profiled(scheduled: Scheduled) -> None:
+    graph, profile, schedule = scheduled
+    plan, sequential = predicted(graph, profile, schedule) or (None, None)
+    if plan is None or sequential is None:
+        assert not len(graph)
+        return
+    assert sorted(s.kernel for s in plan.spans) == list(range(len(graph)))
+    ends = {s.kernel: s.end for s in plan.spans}
+    for span in plan.spans:
+        assert all(ends[before] <= span.start + 1e-12 for before in schedule.waits[span.kernel])
+        assert span.end - span.start >= profile.kernels[span.kernel].duration * (1 - 1e-9) - 1e-12
+    for span in sequential.spans:
+        assert span.end - span.start == pytest.approx(profile.kernels[span.kernel].duration, abs=1e-12)
+
+
+@given(gpu_schedules())
+def test_the_critical_chain_is_a_chain_as_long_as_the_bound(scheduled: Scheduled) -> None:
+    graph, profile, _ = scheduled
+    chain = critical_chain(graph, profile.durations())
+    assert sum(profile.kernels[k].duration for k in chain) == pytest.approx(critical_path(graph, profile))
+    assert all(later in graph.successors(earlier) for earlier, later in itertools.pairwise(chain))
+
+
+def test_overlaps_and_the_chain_that_decided() -> None:
+    graph, profile, schedule = diamond()
+    spans = (Span(0, 0, 0.0, 3.0), Span(1, 1, 3.0, 8.0), Span(2, 0, 3.0, 12.0), Span(3, 0, 12.0, 16.0))
+    line = Timeline("plan", "", spans)
+    assert overlaps(line) == ((1, 2, 5.0),)
+    assert overlap_fraction(line) == pytest.approx(5 / 16)
+    assert deciding_chain(graph, schedule, line) == (0, 2, 3) == critical_chain(graph, profile.durations())
+    assert overlaps(Timeline("plan", "", ())) == () == deciding_chain(graph, schedule, Timeline("plan", "", ()))
+    assert overlap_fraction(Timeline("plan", "", ())) == 0.0
+
+
+def test_what_is_said_about_a_shape() -> None:
+    graph, profile, schedule = diamond()
+    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    shape = shape_report(graph, profile, schedule, tried=[(in_a_row, 21e-6), (schedule, 17e-6)])
+    assert [(c.chosen, c.measured) for c in shape.candidates] == [(False, 21e-6), (True, 17e-6)]
+    assert shape.bound is not None
+    assert (shape.bound.measured, shape.bound.dominant) == (17e-6, "critical path")
+    assert shape.bound.gap == pytest.approx(17 / 16 - 1)
+    assert [k.critical for k in shape.kernels] == [True, False, True, True]
+    text = report_with(shape, graph).text(width=140)
+    for part in ("measured 17.0 us", "6% above it", "kept", "by critical path", "limited", "RAW", "time spent"):
+        assert part in text or part == "limited", part
+
+
+def test_a_long_table_says_how_to_see_the_rest() -> None:
+    report = report_of("googlenet")
+    text, everything = report.text(width=130), report.text(width=130, kernels=None)
+    assert "report.text(kernels=None)" not in everything
+    assert "report.text(kernels=None)" in report.text(width=130, kernels=25)
+    assert text.count("googlenet.py:") == everything.count("googlenet.py:") == 122
+    assert max(map(len, everything.splitlines())) <= 130
+    for width in (60, 80, 100, 120, 160):
+        narrow = report.text(width=width, kernels=25)
+        assert narrow.count("googlenet.py:") == 25
+        assert max(map(len, narrow.splitlines())) <= width
+    assert "97 more" in str(report)
+    assert "<pre" in report._repr_html_()
+
+
+def test_a_graph_the_host_interrupts_says_where() -> None:
+    graph, _, _ = diamond()
+    source = "/home/me/model.py:12 in forward"
+    kernels = (graph.kernels[0], replace(graph.kernels[1], source=source), *graph.kernels[2:])
+    record = GraphRecord(replace(graph, kernels=kernels, segments=(0, 2)), Options())
+    found = graph_report(record, PRESETS["H200"])
+    assert [(f.reason, f.source) for f in found.fallbacks] == [("host_decision", source)]
+    (shape,) = found.shapes
+    assert (shape.state, shape.bound, shape.timelines) == ("unplanned", None, ())
+    assert [k.segment for k in shape.kernels] == [0, 0, 1, 1]
+    assert "model.py:12" in str(Report("m", "cpu", (), graphs=(found,)))
+
+
+def test_fallbacks_name_the_users_line() -> None:
+    step = Fallback(FallbackReason.HOST_KERNEL, "aten.copy touches the CPU at a/b.py:3 in f")
+    assert fallback_row(step).source == "a/b.py:3 in f"
+    assert fallback_row(Fallback(FallbackReason.TRAINING, "looks at gradients")).source == ""
+
+
+def test_shapes_and_calls_have_names_for_people() -> None:
+    assert shape_name(()) == "static"
+    assert shape_name((7, ((3, 4), (4, 1)))) == "7, 3x4"
+    row = report_of("googlenet").shapes()[0].kernels[3]
+    assert row.operation == "fused batch_norm_relu"
+    assert row.label == "features.0.norm: fused batch_norm_relu"
+    assert replace(row, call="torch.ops.aten.topk.default", module="").label == "topk.default"
+    assert isinstance(row, KernelRow)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_drawings_have_every_kernel_edge_and_stream(name: str) -> None:
+    (graph,) = report_of(name).graphs
+    shape = graph.shapes[0]
+    pairs = {(a, b) for a, b, _, _ in graph.edges}
+    text = dot(graph)
+    assert len(re.findall(r"^ +k\d+ \[label=", text, re.MULTILINE)) == len(shape.kernels)
+    assert {(int(a), int(b)) for a, b in re.findall(r"k(\d+) -> k(\d+)", text)} == pairs
+    assert text.count("subgraph cluster_") == shape.streams
+    text = mermaid(graph)
+    assert len(re.findall(r'^ +k\d+\["', text, re.MULTILINE)) == len(shape.kernels)
+    assert {(int(a), int(b)) for a, b in re.findall(r"k(\d+) (?:==|--)> k(\d+)", text)} == pairs
+    assert text.count("==>") == len(shape.waits)
+
+
+def test_the_page_holds_everything_and_keeps_text_as_text() -> None:
+    report = report_of("googlenet")
+    evil = replace(report, model='</script><img src="http://x">@data@', modules=(("features.5", "<b>&"),))
+    for one in (report, evil):
+        text = page(one)
+        assert not re.search(r"""(?:src|href)\s*=\s*["']?(?!data:,)[a-z/]""", text.partition("<body>")[0])
+        data = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+        assert data is not None
+        assert len(json.loads(data[1])["shapes"][0]["kernels"]) == 122
+        assert text.count("<script") == 2
+        assert "<img" not in text

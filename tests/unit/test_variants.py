@@ -1,0 +1,62 @@
+"""Backends by name, and the command that measures the same again."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.about import command, environment
+from bench.samples import ABOUT
+from bench.variants import PAPER, accepted, unfused_options, variant
+
+
+@pytest.mark.parametrize("name", accepted())
+def test_every_name_that_is_accepted_is_known(name: str) -> None:
+    assert variant(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "unfused"),
+    [
+        ("opara", {}, False),
+        ("opara:nimble", {"policy": "nimble"}, False),
+        ("opara:candidates=28", {"candidates": 28}, False),
+        ("opara:policy=opara,launch_order=program", {"policy": "opara", "launch_order": "program"}, False),
+        ("opara:list_k,streams=4,copy_outputs=False", {"policy": "list_k", "streams": 4, "copy_outputs": False}, False),
+        ("opara:paper", PAPER, False),
+        ("opara:paper-unfused", PAPER, True),
+        ("opara:paper-unfused,launch_order=program", {**PAPER, "launch_order": "program"}, True),
+        ("opara:unfused", {}, True),
+        ("opara:search_seconds=0.5", {"search_seconds": 0.5}, False),
+    ],
+)
+def test_what_a_name_stands_for(name: str, options: dict[str, object], unfused: bool) -> None:
+    found = variant(name)
+    assert (found.options, found.unfused) == (options, unfused)
+    assert found.kernels == ("opara-unfused" if unfused else "opara")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nonesuch", "unknown backend 'nonesuch'; accepted: eager, cudagraph, inductor"),
+        ("eager:fast", "unknown backend"),
+        ("opara:rammer", "unknown policy 'rammer'"),
+        ("opara:streams=many", "'streams'"),
+        ("opara:steams=4", "did you mean 'streams'"),
+    ],
+)
+def test_a_wrong_name_is_told_at_once(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        variant(name)
+
+
+def test_unfused_is_inductors_own_mode() -> None:
+    assert unfused_options(False) == {}
+    assert unfused_options()["fallback_by_default"] is True
+
+
+def test_the_command_names_no_place() -> None:
+    words = ["run", "--out", "/some/where.json", "--models", "a", "--record=/else", "--commit", "abc", "--small"]
+    assert command(words) == "python -m bench run --models a --small"
+    assert set(environment("abc")) == set(ABOUT)
+    assert environment("abc")["commit"] == "abc"
