@@ -30,10 +30,13 @@ def classifier(small: bool, weights: Path | None) -> nn.Module:
     if importlib.util.find_spec("torchvision") is not None:
         from torchvision.models import googlenet as theirs
 
-        model = theirs(weights=None, aux_logits=False, transform_input=False, init_weights=True)
+        model = theirs(weights=None, aux_logits=False, transform_input=weights is not None, init_weights=True)
         if weights is not None:
-            model.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+            state = torch.load(weights, weights_only=True)
+            model.load_state_dict({name: value for name, value in state.items() if not name.startswith("aux")})
         return model.eval()
+    if weights is not None:
+        raise SystemExit("--weights needs torchvision: pip install torchvision")
     return googlenet(seed=0)
 
 

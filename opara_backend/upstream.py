@@ -21,7 +21,7 @@ import torch
 # Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
 from torch._dynamo.utils import counters
 
-# Seen 2.11, 2.13, 2.15. Puts artefacts into the log that TORCH_TRACE asks for and `tlparse` reads, and names the
+# Seen 2.13, 2.15. Puts artefacts into the log that TORCH_TRACE asks for and `tlparse` reads, and names the
 # compilation they belong to. Without them: no artefacts, and graphs without a name in profiles.
 from torch._guards import CompileContext
 
@@ -118,7 +118,7 @@ def inductor_option_names() -> tuple[str, ...]:
 
 
 def cache_directory() -> Path:
-    """Where Inductor keeps what it compiled. Seen 2.11, 2.13, 2.15; without it `cache` and `doctor` know no place."""
+    """Where Inductor keeps what it compiled. Seen 2.13, 2.15; without it `cache` and `doctor` know no place."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir())
