@@ -67,11 +67,14 @@ class Ready:
 def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
     """Measure `job`. about: what recorded kernel graphs say of themselves beside the case."""
     model, inputs, device = prepare(job)
-    with torch.inference_mode():
+    with torch.inference_mode(), _side_by_side():
         reference = _flat(model(*inputs))
         prepared = [_prepare_variant(job, variant(b), model, inputs, reference, device) for b in job.backends]
         ready = {p.row.backend: p for p in prepared if isinstance(p, Ready)}
+        compiled = _frames()
         timed = measure({name: r.call for name, r in ready.items()}, rounds=job.rounds, device=device)
+        if _frames() != compiled:
+            raise RuntimeError(f"{' '.join(map(str, job.case))}: something was compiled again while it was timed")
         rows = [
             replace(p.row, samples=timed[p.row.backend], replays=observe.replays(p.call)) if isinstance(p, Ready) else p
             for p in prepared
@@ -81,6 +84,22 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
         for graph in last.records:
             _save_graph({"model": job.model, "dtype": job.dtype, "batch": job.batch, **(about or {})}, job, graph)
     return rows
+
+
+@contextlib.contextmanager
+def _side_by_side() -> Iterator[None]:
+    """Let every variant keep its compiled code until all are timed: they share the model's, one entry each."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=256, accumulated_recompile_limit=1024):
+        try:
+            yield
+        finally:
+            torch._dynamo.reset()
+
+
+def _frames() -> int:
+    """Frames compiled so far."""
+    return int(torch._dynamo.utils.counters["frames"]["total"])
 
 
 def prepare(job: Job) -> tuple[nn.Module, tuple[torch.Tensor, ...], torch.device]:
@@ -122,7 +141,6 @@ def _warm(
     reference: list[torch.Tensor],
     device: torch.device,
 ) -> Ready | Row:
-    torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     reserved = _reserved(device)
     call = functools.partial(chosen.compile(model), *inputs)
@@ -222,7 +240,7 @@ def first_call(job: Job) -> Row:
     """
     model, inputs, device = prepare(job)
     torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    with torch.inference_mode():
+    with torch.inference_mode(), _side_by_side():
         made = _prepare_variant(job, variant(job.backends[0]), model, inputs, _flat(model(*inputs)), device)
     return made.row if isinstance(made, Ready) else made
 

@@ -137,14 +137,15 @@ def row_from(data: Mapping[str, Any]) -> Row:
         if name in data and not isinstance(data[name], accepts):
             raise ValueError(f"field {name!r} takes a {accepts.__name__}, got {data[name]!r}")
     given = {"error": None, "first_call_seconds": None, **data, "samples": _samples(data["samples"])}
-    if given["samples"] is None and not given.get("problem"):
-        raise ValueError("a row without samples must say its problem")
     return Row(**{**given, "fallbacks": tuple(data.get("fallbacks", ()))})
 
 
 def _row(path: Path, place: int, data: Any) -> Row:
     try:
-        return row_from(data)
+        row = row_from(data)
+        if row.samples is None and not row.problem:
+            raise ValueError("a row without samples must say its problem")
+        return row
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}, row {place}: {error}") from error
 

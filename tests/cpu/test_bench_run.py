@@ -35,6 +35,14 @@ def test_one_case() -> None:
     assert rows["eager"].kernels == 0
 
 
+def test_more_variants_than_dynamo_keeps_by_itself() -> None:
+    """None of them is compiled again, or left eager, while the others are timed."""
+    backends = ("inductor", *(f"opara:streams={n}" for n in range(1, 11)))
+    rows = run_job(Job("deepfm", "float32", 1, backends, rounds=1, small=True))
+    assert [row.backend for row in rows] == list(backends)
+    assert all(row.samples is not None and row.graphs == 1 for row in rows[1:])
+
+
 def test_a_wrong_result_a_failure_and_a_missing_gpu_are_not_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
