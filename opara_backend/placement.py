@@ -15,6 +15,7 @@ Offsets = Mapping[str, int]
 
 STARTS = 8  # buffers from which a set that must lie side by side is grown
 PROMOTIONS = 8  # times that the buffer on top of the arena is given the first choice
+MANY = 400  # buffers with which each try takes so long that only the two orders are tried
 
 
 def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping[str, int]) -> tuple[Offsets, int]:
@@ -32,7 +33,7 @@ def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping
     best: Offsets = {}
     arena = sum(sizes.values()) + 1
     for order in (by_size, by_area):
-        for _ in range(1 + PROMOTIONS):
+        for _ in range(1 + PROMOTIONS if len(sizes) <= MANY else 1):
             found, needed = _best_fit(order, sizes, conflicts, index)
             if needed < arena:
                 best, arena = found, needed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from opara_backend.kernel_graph import Edge, KernelGraph
 from opara_backend.report.model import Hazard, WaitRow
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, happens_before
 
 _SHOWN = 8  # hazards kept per wait; a join of many branches has one per pair
 
@@ -26,9 +26,18 @@ def wait_rows(graph: KernelGraph, schedule: Schedule) -> tuple[WaitRow, ...]:
     for kernel in schedule.order:
         for awaited in schedule.waits[kernel]:
             found = between.get((awaited, kernel)) or _indirect(graph, schedule, awaited, kernel)
+            without = happens_before(_without(schedule, kernel, awaited))
+            found = [e for e in found if not without.precedes(e.src, without.clock(e.dst))]
             hazards = [Hazard(e.kind, e.buffer, e.src, e.dst) for e in found[:_SHOWN]]
             rows.append(WaitRow(kernel, awaited, tuple(hazards) or (Hazard("ORDER", "", awaited, kernel),)))
     return tuple(rows)
+
+
+def _without(schedule: Schedule, kernel: int, awaited: int) -> Schedule:
+    """The Schedule in which `kernel` does not wait for `awaited`."""
+    waits = list(schedule.waits)
+    waits[kernel] = tuple(before for before in waits[kernel] if before != awaited)
+    return Schedule(schedule.stream, schedule.order, tuple(waits), schedule.policy)
 
 
 def _indirect(graph: KernelGraph, schedule: Schedule, awaited: int, kernel: int) -> list[Edge]:
