@@ -18,15 +18,11 @@ from tests.agreement import Agree, agreement
 
 @pytest.fixture(autouse=True)
 def forget_compiled_code() -> Iterator[None]:
-    """Every test compiles from scratch (Inductor's caches on disk stay) and starts from one random state.
-
-    Without vector instructions the C++ compiler needs half the time; `test_agreement` keeps them for some models.
-    """
+    """Every test compiles from scratch (Inductor's caches on disk stay) and starts from one random state."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     torch.manual_seed(0)
-    with torch._inductor.config.patch({"cpp.simdlen": 0}):
-        yield
+    yield
     torch._dynamo.reset()
 
 

@@ -26,7 +26,6 @@ BRANCHY = (
     "bilstm_tagger",
 )
 OPTIONS: dict[str, Any] = {"policy": "opara", "launch_order": "opara"}
-VECTORS = {"bert_base": {"cpp.simdlen": None}, "llama_decode": {"cpp.simdlen": None}}  # as users have them
 SLOW = ("nasnet_large", "randwire")
 
 # Tests of one file share what a model was compiled to; compiling it is what takes time.
@@ -47,8 +46,7 @@ def record_of(agree: Agree) -> RecordOf:
     def record(name: str) -> GraphRecord:
         if name not in _records:
             model = models.get(name).reduced()
-            options = {**OPTIONS, **VECTORS.get(name, {})}
-            (_records[name],) = agree(model.build(), lambda call: rows(model, call), calls=CALLS, options=options)
+            (_records[name],) = agree(model.build(), lambda call: rows(model, call), calls=CALLS, options=OPTIONS)
         return _records[name]
 
     return record
