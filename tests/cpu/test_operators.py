@@ -18,8 +18,7 @@ from tests.sweep.worker import work
 PARTS = 88
 TOGETHER = 8
 
-# Vector instructions double the compiler's time, and are Inductor's affair.
-SETTING = Setting("cpu", options=(("cpp.vec_isa_ok", False),))
+SETTING = Setting("cpu")
 
 
 @functools.cache

@@ -211,7 +211,6 @@ def _crashing(connection: Connection, setting: Setting) -> None:
         connection.send([Result(case, "agrees") for case in job.cases])
 
 
-@pytest.mark.slow  # forks; beside other tests' threads, and with limits this short, a child may come too late
 def test_crashes_are_survived_and_blamed_on_who_caused_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.sweep.pool._START", 10.0)
     cases = tuple(Case(name, 0) for name in ("before", "ours", "both", "hangs", "after"))

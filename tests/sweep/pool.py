@@ -105,11 +105,12 @@ class Pool:
                 worker.job = None
         except (EOFError, ConnectionError):
             worker.process.join(5.0)
-        if worker.job is not None and not worker.process.is_alive():
+        alive = worker.process.is_alive()  # asked once: it may die between two questions, and its job be forgotten
+        if worker.job is not None and not alive:
             how = f"process ended with {worker.process.exitcode}"
         elif worker.job is not None and time.monotonic() > worker.deadline:
             how = "no answer in time"
-        if how or not worker.process.is_alive() or (worker.job is None and worker.jobs >= _JOBS_PER_PROCESS):
+        if how or not alive or (worker.job is None and worker.jobs >= _JOBS_PER_PROCESS):
             worker.job = None
             workers.remove(worker)
             _end(worker)
