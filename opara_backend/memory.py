@@ -11,6 +11,7 @@ switch it off. Sets of kernels and of buffers are held as the bits of one int he
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +58,11 @@ class Lifetimes:
 
     begin: tuple[tuple[str, ...], ...]
     end: tuple[tuple[str, ...], ...]
+
+    @functools.cached_property
+    def buffers(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset(name for names in self.begin for name in names)
 
 
 def lifetimes(graph: KernelGraph) -> Lifetimes:

@@ -40,6 +40,10 @@ class Memory:
     pool: Any
     supply: Supply
 
+    def apart(self) -> Memory:
+        """The same with a pool of its own, for a graph that comes and goes: a pool ends with its last graph."""
+        return Memory(torch.cuda.graph_pool_handle(), self.supply)
+
 
 def capture_best(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory
@@ -50,7 +54,10 @@ def capture_best(
     """
     record = runtime.record
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
-        profile = profile_on_cuda(graph, lambda probe: _probed(runtime, graph, arguments, memory, probe))
+        chain = _chain(runtime, graph)
+        profile = profile_on_cuda(
+            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory.apart(), probe)
+        )
     # Pools of graphs that are gone (those profiled just now, those of dropped models) are of no use to anyone until
     # they are given back to the device.
     torch.cuda.empty_cache()
@@ -101,11 +108,7 @@ def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[
             torch.cuda.set_rng_state(state, device)
 
 
-def _probed(
-    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, probe: Probe | None
-) -> CapturedGraph:
-    """The program on one stream, with `probe` between its kernels if there is one."""
+def _chain(runtime: Runtime, graph: KernelGraph) -> Plan:
+    """The program on one stream, before anything is known of its kernels."""
     unknown = build_profile(graph, [0.0] * len(graph), None, None)
-    plan = runtime.plan(graph, unknown, in_a_row(graph, unknown), captured=True)
-    own = Memory(torch.cuda.graph_pool_handle(), memory.supply)  # a pool ends with its last graph
-    return capture_plan(runtime.program, plan, arguments, own, probe)
+    return runtime.plan(graph, unknown, in_a_row(graph, unknown), captured=True)

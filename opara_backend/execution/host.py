@@ -101,7 +101,6 @@ class _OnDemand:
 
     def __init__(self, lives: Lifetimes | None) -> None:
         self.lives = lives
-        self._managed = {name for names in lives.begin for name in names} if lives is not None else set()
         self._storages: dict[str, tuple[torch.UntypedStorage, int]] = {}
         self.nbytes: dict[str, int] = {}
 
@@ -110,7 +109,7 @@ class _OnDemand:
     ) -> torch.Tensor:
         self.nbytes[name] = storage_bytes(size, stride, dtype)
         tensor = fresh(name, size, stride, dtype, device)
-        if name in self._managed:
+        if self.lives is not None and name in self.lives.buffers:
             storage = tensor.untyped_storage()
             self._storages[name] = storage, storage.nbytes()
             storage.resize_(0)
