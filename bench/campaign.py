@@ -62,10 +62,11 @@ def plan(
     small: bool = False,
     on_gpu: bool = True,
     caches: str | None = None,
+    backends: Sequence[str] = (),
 ) -> list[Job]:
-    """Every case in every process, the most interesting first."""
+    """Every case in every process, the most interesting first. backends: instead of those of `backends_of`."""
     return [
-        Job(name, dtype, batch, backends_of(name, batch, on_gpu), rounds, small, process, caches)
+        Job(name, dtype, batch, tuple(backends) or backends_of(name, batch, on_gpu), rounds, small, process, caches)
         for process in range(processes)
         for batch in batches
         for dtype in dtypes
@@ -150,6 +151,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--models", nargs="+", default=list(models.names()), choices=models.names(), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"], choices=DTYPES)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--backends", nargs="+", default=[], metavar="NAME", help="default: as suits each model")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
@@ -169,7 +171,7 @@ def main(chosen: argparse.Namespace) -> int:
     on_gpu = torch.cuda.is_available()
     caches = str((chosen.out / "caches").resolve())
     grid = (chosen.models, chosen.dtypes, chosen.batches, chosen.processes, chosen.rounds)
-    jobs = plan(*grid, small=chosen.small, on_gpu=on_gpu, caches=caches)
+    jobs = plan(*grid, small=chosen.small, on_gpu=on_gpu, caches=caches, backends=chosen.backends)
     todo = missing(jobs, kept.rows)
     output.print(f"{len(jobs)} cases x processes, {len(todo)} to measure, {chosen.minutes:.0f} minutes")
     _compile(todo, kept, output, chosen.workers, started + 60 * chosen.minutes * chosen.compile_share)

@@ -30,6 +30,7 @@ class Options:
     copy_outputs: bool = True
     max_captures: int = 16
     fallback: str = "warn"
+    in_place: bool = True
     annotate: bool = False
 
 
@@ -55,6 +56,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "copy_outputs": _Accepts("give the caller outputs of its own; False hands out memory the next call overwrites"),
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
+    "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }
 

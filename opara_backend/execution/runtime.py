@@ -121,8 +121,7 @@ class Runtime:
         captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
         """
         owned = [] if captured else [name for name in graph.outputs if name is not None]
-        # Not on a GPU before it has been shown there that kernels take it.
-        memory = plan_memory(graph, schedule, exclude=owned, in_place=graph.device == "cpu")
+        memory = plan_memory(graph, schedule, exclude=owned, in_place=self.options.in_place)
         start = time.perf_counter()
         verify(graph, schedule)
         verify_memory(graph, schedule, memory)
