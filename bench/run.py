@@ -142,7 +142,7 @@ def _warm(
     device: torch.device,
 ) -> Ready | Row:
     torch._dynamo.utils.counters.clear()
-    reserved = _reserved(device)
+    reserved = _reserved(device, new_peak=True)
     call = functools.partial(chosen.compile(model), *inputs)
     with collect() as records, observe.searching() as spent:
         start = time.perf_counter()
@@ -161,6 +161,8 @@ def _warm(
         search_seconds=spent.search,
         profile_seconds=spent.profile,
         peak_bytes=None if reserved is None else torch.cuda.max_memory_reserved() - reserved,
+        held_bytes=None if reserved is None else (_reserved(device) or 0) - reserved,
+        model_bytes=sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *inputs)),
         **{**vars(seen), "fallbacks": fallbacks},
     )
     limit = TOLERANCE[getattr(torch, job.dtype)]
@@ -205,13 +207,14 @@ def _flat(value: Any) -> list[torch.Tensor]:
     return [t for part in parts for t in _flat(part)]
 
 
-def _reserved(device: torch.device) -> int | None:
-    """Bytes the caching allocator holds after giving back what it can; None on a CPU. Starts a new peak."""
+def _reserved(device: torch.device, *, new_peak: bool = False) -> int | None:
+    """Bytes the caching allocator holds after giving back what it can; None on a CPU."""
     if device.type != "cuda":
         return None
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
+    if new_peak:
+        torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_reserved()
 
 

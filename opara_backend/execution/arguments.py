@@ -65,7 +65,8 @@ class StaticArguments:
     def __init__(self, program: Program, graph: KernelGraph, args: Sequence[Any]) -> None:
         written = {name for kernel in graph.kernels for name in kernel.writes}
         self.values: list[Any] = list(args)
-        self._addresses: list[tuple[int, int]] = []
+        self._static: list[int] = []
+        self._addresses = [0] * len(args)
         self._memory: list[upstream.WeakStorage] = []
         self._copied: list[int] = []
         self._written_back: list[int] = []
@@ -74,7 +75,8 @@ class StaticArguments:
             if not isinstance(value, torch.Tensor):
                 continue
             if position in static:
-                self._addresses.append((position, value.data_ptr()))
+                self._static.append(position)
+                self._addresses[position] = value.data_ptr()
                 self._memory.append(upstream.WeakStorage(value.untyped_storage()))
                 continue
             own = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=value.device)
@@ -84,11 +86,13 @@ class StaticArguments:
             if program.inputs[position] in written:
                 self._written_back.append(position)
         self._targets = [flat_view(self.values[p]) for p in self._copied]
+        # Calls that come here have arguments laid out like these: it is part of what tells shapes apart.
+        self._spans = [(p, _overlaps(self.values[p])) for p in self._copied]
         self._copy = copier(self._targets)
 
-    def accept(self, args: Sequence[Any]) -> bool:
+    def accept(self, args: list[Any]) -> bool:
         """True if every static argument still lives where the graph was captured to look for it."""
-        return all(args[position].data_ptr() == address for position, address in self._addresses)
+        return upstream.same_addresses(args, self._addresses, self._static)
 
     def expired(self) -> bool:
         """True if a static argument's memory has been freed: whatever lies there now is another tensor."""
@@ -96,13 +100,14 @@ class StaticArguments:
 
     def let_go(self) -> None:
         """Keep static arguments alive no longer: capture is over, and only their addresses count."""
-        for position, _ in self._addresses:
+        for position in self._static:
             self.values[position] = None
 
     def load(self, args: Sequence[Any]) -> None:
         """Copy the other arguments to where the graph reads them, in as few launches as their layouts allow."""
         if self._targets:
-            self._copy(self._targets, [flat_view(args[p]) for p in self._copied])
+            given = [_span(args[p]) if spanned else args[p] for p, spanned in self._spans]
+            self._copy(self._targets, given)
 
     def store(self, args: Sequence[Any]) -> None:
         """Copy back what the graph wrote into arguments that were copied."""
@@ -112,4 +117,4 @@ class StaticArguments:
     def written_static(self, program: Program, graph: KernelGraph) -> list[torch.Tensor]:
         """Static arguments the program writes: state that must survive being run again and again."""
         written = {name for kernel in graph.kernels for name in kernel.writes}
-        return [self.values[p] for p, _ in self._addresses if program.inputs[p] in written]
+        return [self.values[p] for p in self._static if program.inputs[p] in written]

@@ -40,10 +40,6 @@ class Memory:
     pool: Any
     supply: Supply
 
-    def apart(self) -> Memory:
-        """The same with a pool of its own, for a graph that comes and goes: a pool ends with its last graph."""
-        return Memory(torch.cuda.graph_pool_handle(), self.supply)
-
 
 def capture_best(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory
@@ -53,22 +49,26 @@ def capture_best(
     The third: the schedules tried with their seconds per replay; nothing if there was no choice.
     """
     record = runtime.record
+    # What the first run left, and pools of models that are gone, are of use to others only once the device has them.
+    torch.cuda.empty_cache()
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
-        profile = profile_on_cuda(
-            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory.apart(), probe)
+        profile, chained = profile_on_cuda(
+            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
-    # Pools of graphs that are gone (those profiled just now, those of dropped models) are of no use to anyone until
-    # they are given back to the device.
-    torch.cuda.empty_cache()
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
     widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
-        tried = [(plan, capture_plan(runtime.program, plan, arguments, memory)) for plan in plans]
+        tried: list[tuple[Plan, CapturedGraph]] = []
+        for plan in plans:
+            there = plan.schedule == chain.schedule  # one stream in program order: it has just been captured
+            tried.append((plan, chained if there else capture_plan(runtime.program, plan, arguments, memory)))
     del widest  # from now on it lives as long as a graph that works in it
+    if all(captured is not chained for _, captured in tried):
+        chained.reset()
     if len(tried) == 1:
         return (*tried[0], [])
     with record.stage("search"):

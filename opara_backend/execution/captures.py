@@ -8,7 +8,7 @@ Several graphs may serve one shape: two instances of a class share compiled code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 Key = tuple[Any, ...]
@@ -20,7 +20,7 @@ REPLAYS_PER_CAPTURE = 100  # replays that earn one more: a capture costs about a
 class Capture(Protocol):
     """What is kept here: one captured shape at one set of addresses."""
 
-    def accepts(self, args: Sequence[Any]) -> bool:
+    def accepts(self, args: list[Any]) -> bool:
         """True if the graph reads its static arguments where `args` has them."""
         ...
 
@@ -48,7 +48,7 @@ class Captures:
     def __iter__(self) -> Iterator[Capture]:
         return (capture for same in self._by_shape.values() for capture, _ in same)
 
-    def find(self, key: Key, args: Sequence[Any]) -> Any:
+    def find(self, key: Key, args: list[Any]) -> Any:
         """The capture for this call, counted as used; None if there is none."""
         for capture, used in self._by_shape.get(key, ()):
             if capture.accepts(args):

@@ -90,33 +90,39 @@ class CudaLane:
         self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
 
-    def __call__(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
+    def __call__(self, key: Key, args: list[Any]) -> tuple[Any, ...]:
         if os.getpid() != self._process:  # before the lock, which the fork may have copied locked
             raise RuntimeError(
                 "a model compiled on CUDA was called in a forked process; CUDA does not survive a fork: "
                 "start workers with the 'spawn' method and compile there"
             )
+        if torch.cuda.current_device() == self.device.index:
+            return self._called(key, args)
         with torch.cuda.device(self.device):
-            if torch.cuda.is_current_stream_capturing():  # somebody else's capture takes the kernels one by one
-                return self._run_plainly(args)
+            return self._called(key, args)
+
+    def _called(self, key: Key, args: list[Any]) -> tuple[Any, ...]:
+        """The outputs of one call, made on this lane's device."""
+        if torch.cuda.is_current_stream_capturing():  # somebody else's capture takes the kernels one by one
+            return self._run_plainly(args)
+        with self._lock:
+            stream = self._follow_last_call()
+            served = self._replayed(key, args, stream)
+            if served is not None:
+                return served
+            self.runtime.record.other_calls += 1
+            plain = self._uncaptured.get(key) or (self._run_plainly if self._settled(key) else None)
+        if plain is not None:  # without the lock: such a run shares nothing
+            return plain(args)
+        # Tuned kernels need not wait while something else is compiled or captured; the next call may capture.
+        if not cuda_graph.EXCLUSIVE.acquire(blocking=not self._warm):
+            return self._run_plainly(args)
+        try:
             with self._lock:
-                stream = self._follow_last_call()
-                served = self._replayed(key, args, stream)
-                if served is not None:
-                    return served
-                self.runtime.record.other_calls += 1
-                plain = self._uncaptured.get(key) or (self._run_plainly if self._settled(key) else None)
-            if plain is not None:  # without the lock: such a run shares nothing
-                return plain(args)
-            # Tuned kernels need not wait while something else is compiled or captured; the next call may capture.
-            if not cuda_graph.EXCLUSIVE.acquire(blocking=not self._warm):
-                return self._run_plainly(args)
-            try:
-                with self._lock:
-                    served = self._replayed(key, args, self._follow_last_call())  # another thread may have been faster
-                    return self._first_call(key, args) if served is None else served
-            finally:
-                cuda_graph.EXCLUSIVE.release()
+                served = self._replayed(key, args, self._follow_last_call())  # another thread may have been faster
+                return self._first_call(key, args) if served is None else served
+        finally:
+            cuda_graph.EXCLUSIVE.release()
 
     def _follow_last_call(self) -> torch.cuda.Stream:
         """Order this call behind the last one: they share static inputs, an arena and the program's state."""
@@ -126,7 +132,7 @@ class CudaLane:
         self._last_stream = stream
         return stream
 
-    def _replayed(self, key: Key, args: Sequence[Any], stream: torch.cuda.Stream) -> tuple[Any, ...] | None:
+    def _replayed(self, key: Key, args: list[Any], stream: torch.cuda.Stream) -> tuple[Any, ...] | None:
         """The outputs by replay on `stream`, the current one; None if no graph fits the call."""
         captured = self._captures.find(key, args)
         if captured is None:

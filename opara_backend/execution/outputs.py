@@ -92,7 +92,10 @@ class OutputSpec:
                 groups.setdefault((root, value.untyped_storage().data_ptr()), []).append(value)
         number = {key: index for index, key in enumerate(groups)}
         self._sources = [_cover(sharing) for sharing in groups.values()]
+        self._layouts = [(s.size(), s.stride(), s.dtype, s.device) for s in self._sources]
         self._copy = copier(self._sources)
+        # A copy of one tensor is cheaper by clone(), which keeps the layout unless there are gaps in it.
+        self._clone = len(self._sources) == 1 and _is_dense(self._sources[0])
         for value, root in zip(outputs, graph.outputs, strict=True):
             if not isinstance(value, torch.Tensor) or root is None or kinds[root] not in ("intermediate", "input"):
                 self._recipe.append(("value", value))
@@ -103,15 +106,15 @@ class OutputSpec:
                 self._recipe.append(("whole" if whole and not view.offset else "part", view))
             else:
                 self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
+        self._as_copied = [(k, getattr(r, "source", -1)) for k, r in self._recipe] == [
+            ("whole", i) for i in range(len(self._sources))
+        ]
 
     def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
         """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""
-        owned = self._sources
-        if loans is not None:
-            owned = loans.lend(owned)
-        elif owned:
-            owned = [torch.empty_strided(s.size(), s.stride(), dtype=s.dtype, device=s.device) for s in owned]
-            self._copy(owned, self._sources)
+        owned = self._owned() if loans is None else loans.lend(self._sources)
+        if self._as_copied:
+            return tuple(owned)
         found = []
         for kind, recipe in self._recipe:
             if kind == "value":
@@ -121,6 +124,20 @@ class OutputSpec:
             else:
                 found.append(recipe.over(owned[recipe.source] if kind == "part" else args[recipe.source]))
         return tuple(found)
+
+    def _owned(self) -> list[torch.Tensor]:
+        """Copies of the sources, layout for layout."""
+        if self._clone:
+            return [self._sources[0].clone()]
+        copies = [torch.empty_strided(size, stride, dtype=t, device=d) for size, stride, t, d in self._layouts]
+        if copies:
+            self._copy(copies, self._sources)
+        return copies
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """True if `tensor.clone()` has its layout, strides of dimensions of one element included."""
+    return torch.empty_like(tensor, device="meta").stride() == tensor.stride()
 
 
 def _view(source: int, value: torch.Tensor, base: torch.Tensor) -> _View:

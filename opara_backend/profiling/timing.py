@@ -1,6 +1,7 @@
 """How long each kernel takes on a CUDA device, alone, and what it demands.
 
-Takes: a function that captures the program on one stream, with or without a probe between kernels. Gives: a `Profile`.
+Takes: a function that captures the program on one stream, with or without a probe between kernels. Gives: a `Profile`,
+and the chain without a probe, for whoever can use it.
 Must not change: the program's state; the caller puts back what running kernels many times has written.
 
 One graph holds every kernel in program order with an external event between each two, so caches are as warm or cold
@@ -32,8 +33,13 @@ REPLAYS = 5
 SHORTEST = 0.5e-6  # seconds; events do not resolve less, and a duration of 0 would make a kernel free
 
 
-def profile_on_cuda(graph: KernelGraph, capture: Callable[[Probe | None], CapturedGraph]) -> Profile:
-    """Durations (seconds) and launch parameters of all kernels of `graph`, which `capture(probe)` captures in a row."""
+def profile_on_cuda(
+    graph: KernelGraph, capture: Callable[[Probe | None], CapturedGraph]
+) -> tuple[Profile, CapturedGraph]:
+    """Durations (seconds) and launch parameters of all kernels of `graph`, which `capture(probe)` captures in a row.
+
+    The second: what `capture(None)` gave. Both captures may use one memory pool, as one is there until the other is.
+    """
     device = torch.device(graph.device)
     events: list[torch.cuda.Event] = []
 
@@ -50,17 +56,14 @@ def profile_on_cuda(graph: KernelGraph, capture: Callable[[Probe | None], Captur
             torch.cuda.current_stream(device).synchronize()
             samples.append([a.elapsed_time(b) * 1e-3 for a, b in itertools.pairwise(events)])
         launches = _launches(probed, len(graph))
+        plain = capture(None)
     finally:
         probed.reset()
     durations = [statistics.median(column) for column in zip(*samples, strict=True)]
-    plain = capture(None)
-    try:
-        (whole,) = seconds_per_replay([plain], budget=0.1)
-    finally:
-        plain.reset()
+    (whole,) = seconds_per_replay([plain], budget=0.1)
     excess = (sum(durations) - whole) / max(1, len(durations))
     durations = [max(SHORTEST, seconds - excess) for seconds in durations]
-    return build_profile(graph, durations, launches, current_device_spec(device.index))
+    return build_profile(graph, durations, launches, current_device_spec(device.index)), plain
 
 
 def _launches(captured: CapturedGraph, kernels: int) -> list[tuple[Launch, ...]] | None:

@@ -60,11 +60,14 @@ def about(given: argparse.Namespace, command: Sequence[str]) -> dict[str, Any]:
     """Where and how: everything in the table that is not a result."""
     import torch
 
+    from bench.about import environment
+
     name = torch.cuda.get_device_name() if given.device == "cuda" else f"CPU {platform.machine()}"
     return {
         "command": "python -m tests.sweep " + " ".join(_without_paths(command)),
         "commit": given.commit,
         "device": name,
+        "driver": environment(given.commit)["driver"],
         "torch": torch.__version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
