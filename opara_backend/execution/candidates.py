@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Tried = list[tuple[Schedule, float]]
 
+HELD_TWICE = 16 << 20  # bytes of arena; capturing a schedule again costs less than holding more than so much twice
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -60,11 +62,15 @@ def capture_best(
         schedules = runtime.schedules(graph, profile)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
+    keep = chained.arena.nbytes <= HELD_TWICE
+    if not keep:
+        chained.give_up_arena()
+        torch.cuda.empty_cache()
     widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         tried: list[tuple[Plan, CapturedGraph]] = []
         for plan in plans:
-            there = plan.schedule == chain.schedule  # one stream in program order: it has just been captured
+            there = keep and plan.schedule == chain.schedule  # one stream in program order: it has just been captured
             tried.append((plan, chained if there else capture_plan(runtime.program, plan, arguments, memory)))
     del widest  # from now on it lives as long as a graph that works in it
     if all(captured is not chained for _, captured in tried):

@@ -68,6 +68,12 @@ class CapturedGraph:
         self._stream = stream or torch.cuda.current_stream(self.device)
         self.graph.replay()
 
+    def give_up_arena(self) -> None:
+        """Give back the arena alone: the graph cannot be replayed after, and what keeps its memory pool is still it."""
+        if self._stream is not None:
+            self._stream.synchronize()
+        self.outputs, self.arena.bytes = (), None
+
     def reset(self) -> None:
         """Give the graph's memory back; the graph cannot be replayed after."""
         if self._stream is not None and not torch.cuda.is_current_stream_capturing():

@@ -53,6 +53,11 @@ class Arena:
         self.bytes = make(plan.arena_bytes) if plan.arena_bytes else None
         self._offset = {p.buffer: p.offset for p in plan.placements}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes it holds."""
+        return 0 if self.bytes is None else self.bytes.numel()
+
     def __call__(
         self, name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str
     ) -> torch.Tensor:

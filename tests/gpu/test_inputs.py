@@ -189,7 +189,7 @@ def test_a_subclass_of_tensor() -> None:
 
 
 def test_only_what_moves_is_copied_and_in_one_launch() -> None:
-    """Parameters are read in place; the inputs of one type arrive in one grouped copy, the output leaves in one."""
+    """Parameters are read in place; the inputs of one type arrive in one grouped copy, the output leaves in one copy."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))).cuda()
 
     def function(*xs: Tensor) -> Tensor:
@@ -203,10 +203,9 @@ def test_only_what_moves_is_copied_and_in_one_launch() -> None:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiled:
             call(*xs)
     assert captured(records)
-    launched = [e.name for e in profiled.events() if e.name in ("cudaLaunchKernel", "cudaMemcpyAsync", "aten::copy_")]
-    grouped = [e.name for e in profiled.events() if "foreach_copy" in e.name]
-    assert len(grouped) == 2
-    assert "aten::copy_" not in launched
+    names = [e.name for e in profiled.events()]
+    assert sum("foreach_copy" in name for name in names) == 1
+    assert names.count("aten::copy_") == names.count("aten::clone") == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64, torch.complex32, torch.float8_e4m3fn])
