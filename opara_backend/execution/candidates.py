@@ -62,11 +62,12 @@ def capture_best(
         schedules = runtime.schedules(graph, profile)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
-    keep = chained.arena.nbytes <= HELD_TWICE
+    needed, held = max(plan.memory.arena_bytes for plan in plans), chained.arena.nbytes
+    keep = needed <= held or held <= HELD_TWICE
     if not keep:
         chained.give_up_arena()
         torch.cuda.empty_cache()
-    widest = memory.supply(max(plan.memory.arena_bytes for plan in plans))  # for all of them, as they take turns
+    widest = memory.supply(needed)  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         tried: list[tuple[Plan, CapturedGraph]] = []
         for plan in plans:

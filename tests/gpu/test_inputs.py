@@ -189,7 +189,7 @@ def test_a_subclass_of_tensor() -> None:
 
 
 def test_only_what_moves_is_copied_and_in_one_launch() -> None:
-    """Parameters are read in place; the inputs of one type arrive in one grouped copy, the output leaves in one copy."""
+    """Parameters are read in place; inputs of one type arrive in one grouped copy, the output leaves in one copy."""
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6))).cuda()
 
     def function(*xs: Tensor) -> Tensor:
