@@ -119,6 +119,8 @@ def _prepare_variant(
     inputs: tuple[torch.Tensor, ...],
     reference: list[torch.Tensor],
     device: torch.device,
+    *,
+    remember: bool = False,
 ) -> Ready | Row:
     """Compile, warm up and check one variant; its row with the problem if it fails."""
     row = Row(*job.case, chosen.name, None, None, None, process=job.process)
@@ -126,7 +128,8 @@ def _prepare_variant(
         return replace(row, problem="needs a GPU")
     try:
         with caches(job, chosen):
-            return _warm(job, chosen, row, model, inputs, reference, device)
+            call = functools.partial(chosen.compile(model, remember=remember), *inputs)
+            return _warm(job, chosen, row, model, inputs, call, reference, device)
     except Exception as error:  # one variant that fails must not cost the others' figures
         text = str(error).strip().splitlines() or [""]
         return replace(row, problem=f"{type(error).__name__}: {text[0][:200]}")
@@ -138,12 +141,12 @@ def _warm(
     row: Row,
     model: nn.Module,
     inputs: tuple[torch.Tensor, ...],
+    call: Callable[[], Any],
     reference: list[torch.Tensor],
     device: torch.device,
 ) -> Ready | Row:
     torch._dynamo.utils.counters.clear()
     reserved = _reserved(device, new_peak=True)
-    call = functools.partial(chosen.compile(model), *inputs)
     with collect() as records, observe.searching() as spent:
         start = time.perf_counter()
         call()
@@ -244,7 +247,8 @@ def first_call(job: Job) -> Row:
     model, inputs, device = prepare(job)
     torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
     with torch.inference_mode(), _side_by_side():
-        made = _prepare_variant(job, variant(job.backends[0]), model, inputs, _flat(model(*inputs)), device)
+        reference = _flat(model(*inputs))
+        made = _prepare_variant(job, variant(job.backends[0]), model, inputs, reference, device, remember=True)
     return made.row if isinstance(made, Ready) else made
 
 

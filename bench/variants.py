@@ -52,15 +52,20 @@ class Variant:
         """Variants of the same word run the same kernels, so one cache of compiled code serves them all."""
         return f"{self.kind}-{UNFUSED}" if self.unfused else self.kind
 
-    def compile(self, model: nn.Module) -> Callable[..., Any]:
-        """`model` under this backend, compiled at its first call."""
+    def compile(self, model: nn.Module, *, remember: bool = False) -> Callable[..., Any]:
+        """`model` under this backend, compiled at its first call.
+
+        remember: whether this backend may find its schedule on disk, as users' processes do. Without it every process
+        searches, so that what a search finds is measured as often as there are processes.
+        """
         if self.kind == "eager":
             return model
         if self.kind == "cudagraph":
             return EagerGraph(model)
         if self.kind in STOCK_MODES:
             return torch.compile(model, mode=STOCK_MODES[self.kind])
-        return torch.compile(model, backend="opara", options={**unfused_options(self.unfused), **self.options} or None)
+        options = {**unfused_options(self.unfused), "remember": remember, **self.options}
+        return torch.compile(model, backend="opara", options=options)
 
 
 def variant(name: str) -> Variant:

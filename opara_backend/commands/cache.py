@@ -4,8 +4,8 @@ Takes: that directory. Gives: its size and our entries; `clear` removes those, a
 Inductor may share (`.so`, Triton's) and everybody else's entries stay. Must not change: anything, without `--yes` or
 a yes. Programs in a running process are not touched; the next process compiles again.
 
-How ours are told: a generated module ends in `opara_program = Program(...)`; an entry of `fxgraph/` holds that module's
-text; an entry of `aotautograd/` names one of those entries.
+How ours are told: a generated module ends in `opara_program = Program(...)`; an entry of `fxgraph/` holds that
+module's text; an entry of `aotautograd/` names one of those entries; schedules that won have a folder of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from opara_backend.commands.console import show_table, size
+from opara_backend.options import REMEMBERED
 
 MARK = b"opara_program = Program("
 NEWEST = 20  # graphs listed
@@ -41,18 +42,19 @@ class Module:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a cache directory holds. entries: index entries that lead to our modules."""
+    """What a cache directory holds. entries: index entries that lead to our modules. schedules: those that won."""
 
     location: Path
     nbytes: int
     files: int
     modules: tuple[Module, ...]
     entries: tuple[Path, ...]
+    schedules: tuple[Path, ...]
 
     @property
     def own_files(self) -> tuple[Path, ...]:
         """Everything `clear` removes."""
-        return (*(module.path for module in self.modules), *self.entries)
+        return (*(module.path for module in self.modules), *self.entries, *self.schedules)
 
     @property
     def own_bytes(self) -> int:
@@ -104,7 +106,8 @@ def survey(location: Path | None = None) -> Survey:
     wrappers = _under(files, location, "aotautograd") if keys else []
     naming = [p for p in wrappers if (text := _read(p)) is not None and (MARK in text or any(k in text for k in keys))]
     modules.sort(key=lambda module: (-module.modified, module.path))
-    return Survey(location, sum(map(_size_of, files)), len(files), tuple(modules), (*graphs, *naming))
+    schedules = tuple(p for p in _under(files, location, REMEMBERED) if p.suffix in (".json", ".tmp"))
+    return Survey(location, sum(map(_size_of, files)), len(files), tuple(modules), (*graphs, *naming), schedules)
 
 
 def _files(location: Path) -> Iterator[Path]:
@@ -172,8 +175,13 @@ def _list(chosen: argparse.Namespace) -> int:
     if len(rows) < len(found.modules):
         print(f"and {len(found.modules) - len(rows)} older ones; --all lists them")
     print(f"{found.location}: {size(found.nbytes)} in {found.files} files")
-    print(f"of this backend: {len(found.modules)} modules, {len(found.entries)} index entries, {size(found.own_bytes)}")
+    print(f"of this backend: {_counted(found)}")
     return 0
+
+
+def _counted(found: Survey) -> str:
+    modules, entries, schedules = len(found.modules), len(found.entries), len(found.schedules)
+    return f"{modules} modules, {entries} index entries, {schedules} schedules, {size(found.own_bytes)}"
 
 
 def as_json(found: Survey) -> dict[str, Any]:
@@ -185,6 +193,7 @@ def as_json(found: Survey) -> dict[str, Any]:
         "files": found.files,
         "own_bytes": found.own_bytes,
         "index_entries": len(found.entries),
+        "schedules": len(found.schedules),
         "modules": [
             {"path": str(m.path), "kernels": m.kernels, "bytes": m.nbytes, "modified": m.modified}
             for m in found.modules
@@ -197,7 +206,7 @@ def _clear(chosen: argparse.Namespace) -> int:
     if not found.own_files:
         print(f"nothing of this backend in {found.location}")
         return 0
-    what = f"{len(found.modules)} modules and {len(found.entries)} index entries ({size(found.own_bytes)})"
+    what = _counted(found)
     if not chosen.yes:
         if not sys.stdin.isatty():
             print(f"would remove {what} from {found.location}; say --yes to do so", file=sys.stderr)

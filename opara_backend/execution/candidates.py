@@ -7,12 +7,14 @@ Must not change: state outside the program's intermediates; `state_kept` puts ba
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
 from opara_backend.execution.host import Plan, Supply
@@ -21,14 +23,17 @@ from opara_backend.execution.program import Program
 from opara_backend.execution.streams import private_streams
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.profiling.timing import profile_on_cuda
 from opara_backend.report import annotate
 from opara_backend.scheduling.policies import build
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
+
+log = logging.getLogger(__name__)
 
 Tried = list[tuple[Schedule, float]]
 
@@ -44,12 +49,39 @@ class Memory:
 
 
 def capture_best(
-    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory
+    runtime: Runtime,
+    graph: KernelGraph,
+    arguments: StaticArguments,
+    memory: Memory,
+    shape: object = (),
+    near: Schedule | None = None,
 ) -> tuple[Plan, CapturedGraph, Tried]:
-    """Profile the kernels, capture every schedule that is to be tried, and keep the one that replays fastest.
+    """Capture the schedule that won for `shape` of `graph` (sizes bound), found on disk or by a search.
 
-    The third: the schedules tried with their seconds per replay; nothing if there was no choice.
+    near: what won for another shape. The third: the schedules tried with their seconds per replay; nothing if there was
+    no choice.
     """
+    path = winners.place(runtime.generated, graph, shape, runtime.options)
+    found = winners.find(path, graph)
+    if found is not None:
+        try:
+            with runtime.record.stage("plan"):
+                plan = runtime.plan(graph, found.profile, found.schedule, captured=True)
+        except (ScheduleError, MemoryPlanError) as error:
+            log.info("searching anew: what is remembered is not valid: %s: %s", path, error)
+        else:
+            runtime.record.remembered.add(shape)
+            with runtime.record.stage("capture"):
+                return plan, capture_plan(runtime.program, plan, arguments, memory), list(found.tried)
+    plan, captured, tried = _search(runtime, graph, arguments, memory, near)
+    winners.keep(path, winners.Winner(plan.profile, plan.schedule, tuple(tried)))
+    return plan, captured, tried
+
+
+def _search(
+    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
+) -> tuple[Plan, CapturedGraph, Tried]:
+    """Profile the kernels, capture every schedule that is to be tried, and keep the one that replays fastest."""
     record = runtime.record
     # What the first run left, and pools of models that are gone, are of use to others only once the device has them.
     torch.cuda.empty_cache()
@@ -59,7 +91,7 @@ def capture_best(
             graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
     with record.stage("schedule"):
-        schedules = runtime.schedules(graph, profile)
+        schedules = runtime.schedules(graph, profile, near)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
     needed, held = max(plan.memory.arena_bytes for plan in plans), chained.arena.nbytes

@@ -239,7 +239,8 @@ class CudaLane:
             if decided is not None:  # nothing to find out: the same kernels, read from other addresses
                 plan, captured = decided, capture_plan(program, decided, arguments, memory)
             else:
-                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory)
+                near = next((plan.schedule for plan in reversed(self._decided.values())), None)
+                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory, key, near)
                 if tried:
                     self.runtime.record.measured(key, tried)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)

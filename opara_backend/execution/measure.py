@@ -18,18 +18,28 @@ import torch
 from opara_backend.execution.cuda_graph import CapturedGraph
 
 TURNS, SHORTEST_BURST, BURST_SECONDS = 7, 3, 0.5e-3
+ENOUGH = 3  # turns after which those far behind are timed no more
+BEHIND = 1.05  # times the fastest
 
 
 def seconds_per_replay(graphs: Sequence[CapturedGraph], budget: float) -> list[float]:
-    """GPU seconds per replay, median over turns; stops early once `budget` seconds of wall time are spent."""
+    """GPU seconds per replay, median over turns.
+
+    After some turns those clearly behind the fastest drop out; it ends when one is left, or when `budget` seconds of
+    wall time are spent.
+    """
     started = time.perf_counter()
     bursts = [_burst_length(graph) for graph in graphs]
     samples: list[list[float]] = [[] for _ in graphs]
+    racing = list(range(len(graphs)))
     for turn in range(TURNS):
-        if turn >= 3 and time.perf_counter() - started > budget:
-            break
-        for graph, burst, found in zip(graphs, bursts, samples, strict=True):
-            found.append(_timed(graph, burst))
+        if turn >= ENOUGH:
+            fastest = min(statistics.median(found) for found in samples)
+            racing = [i for i in racing if statistics.median(samples[i]) <= BEHIND * fastest]
+            if (len(racing) == 1 and len(graphs) > 1) or time.perf_counter() - started > budget:
+                break
+        for index in racing:
+            samples[index].append(_timed(graphs[index], bursts[index]))
     return [statistics.median(found) for found in samples]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,11 @@ class Program:
     static_inputs: tuple[int, ...] = ()
     dynamic_inputs: tuple[int, ...] = ()
     unsupported: str = ""
+
+    @property
+    def source(self) -> str:
+        """Name of the generated module, which Inductor derives from its text, kernels included."""
+        return Path(self.run.__code__.co_filename).stem
 
     def bind(self) -> Callable[[list[Any]], Any]:
         """A callable with state of its own (captures, streams, lock), under the options now current."""

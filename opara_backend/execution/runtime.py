@@ -44,7 +44,7 @@ class Runtime:
     """The callable of one compiled graph. `record` is what reports read."""
 
     def __init__(self, program: Program, graph: KernelGraph, options: Options) -> None:
-        self.graph, self.options = graph, options
+        self.graph, self.options, self.generated = graph, options, program
         self.program = annotate.named_kernels(program, graph) if options.annotate else program
         compile_id = upstream.current_compile_id()
         self.name = f"opara graph {compile_id}" if compile_id is not None else "opara graph"
@@ -104,14 +104,15 @@ class Runtime:
                 self.record.forget(self._executables.popitem(last=False)[0])
         return seen.outputs
 
-    def schedules(self, graph: KernelGraph, profile: Profile) -> tuple[Schedule, ...]:
+    def schedules(self, graph: KernelGraph, profile: Profile, near: Schedule | None = None) -> tuple[Schedule, ...]:
         """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
 
+        near: what won for another shape of the same graph, if anything did.
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
         chosen = self.options
         if chosen.policy == "auto" and profile.device is not None:
-            return candidates(graph, profile, count=chosen.candidates, streams=chosen.streams)
+            return candidates(graph, profile, count=chosen.candidates, streams=chosen.streams, near=near)
         policy = "opara" if chosen.policy == "auto" else chosen.policy
         return (build(graph, profile, policy=policy, launch_order=chosen.launch_order, streams=chosen.streams),)
 

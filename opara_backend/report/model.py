@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from opara_backend import codec
 from opara_backend.report.record import Stages
 
 SCHEMA = 1
@@ -240,16 +241,15 @@ class Report:
 
     def to_json(self) -> str:
         """One line of JSON, schema `SCHEMA`."""
-        from opara_backend.report import codec
-
         return codec.dump(self, SCHEMA)
 
     @staticmethod
     def from_json(text: str) -> Report:
         """The report written by `to_json`; ReportError if the text is of another schema or incomplete."""
-        from opara_backend.report import codec
-
-        report: Report = codec.load(text, Report, SCHEMA)
+        try:
+            report: Report = codec.load(text, Report, SCHEMA, "report")
+        except codec.FormatError as error:
+            raise ReportError(str(error)) from error
         return report
 
     def __str__(self) -> str:

@@ -55,7 +55,7 @@ class GraphRecord:
 
     plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
     candidates: per concrete shape, the schedules that were tried and their measured seconds per replay.
-    stages: how long what took, so far.
+    stages: how long what took, so far. remembered: shapes whose schedule an earlier search had left on disk.
     replays, other_calls: calls served by a captured graph, and by any other way (first calls included).
     """
 
@@ -65,6 +65,7 @@ class GraphRecord:
     candidates: dict[tuple[Any, ...], list[tuple[Schedule, float]]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     stages: Stages = Stages()
+    remembered: set[Any] = field(default_factory=set)
     compile_id: Any = None  # torch's name for the compilation, `0/0`; None where it was compiled outside of Dynamo
     replays: int = 0
     other_calls: int = 0

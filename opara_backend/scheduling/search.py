@@ -42,24 +42,38 @@ MENU: tuple[tuple[str, str, int | None], ...] = (
 RANDOM_CANDIDATES = 240
 
 
-def candidates(graph: KernelGraph, profile: Profile, *, count: int, streams: int) -> tuple[Schedule, ...]:
-    """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted."""
+def candidates(
+    graph: KernelGraph, profile: Profile, *, count: int, streams: int, near: Schedule | None = None
+) -> tuple[Schedule, ...]:
+    """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted.
+
+    near: what won for other sizes of the same graph. It comes second, and half as many others are tried beside it.
+    """
+    if near is not None and 1 < near.streams <= streams and count > 1:
+        verify(graph, near)
+        first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams)
+        return (first, near, *(other for other in rest if _shape(other) != _shape(near)))[:count]
     sequential = build(graph, profile, policy="sequential", launch_order="program", streams=1)
     others: dict[tuple[object, ...], Schedule] = {}
     for schedule in _menu(graph, profile, streams):
         if schedule.streams > 1:
-            others.setdefault((schedule.stream, schedule.order, schedule.waits), schedule)
+            others.setdefault(_shape(schedule), schedule)
     if others:  # else there is nothing to run side by side
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
                 break
             if schedule.streams > 1:
-                others.setdefault((schedule.stream, schedule.order, schedule.waits), schedule)
+                others.setdefault(_shape(schedule), schedule)
     ranked = list(others.values())
     device = profile.device
     if device is not None and len(ranked) >= count:
         ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
     return (sequential, *ranked[: max(0, count - 1)])
+
+
+def _shape(schedule: Schedule) -> tuple[object, ...]:
+    """What a schedule is, whoever made it."""
+    return schedule.stream, schedule.order, schedule.waits
 
 
 def _menu(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:

@@ -54,7 +54,7 @@ def test_a_wrong_result_a_failure_and_a_missing_gpu_are_not_reported(
         raise RuntimeError("no such kernel\nand more")
 
     fakes = {"inductor": Wrong(), "opara": broken}
-    monkeypatch.setattr(Variant, "compile", lambda self, model: fakes.get(self.kind, model))
+    monkeypatch.setattr(Variant, "compile", lambda self, model, **_: fakes.get(self.kind, model))
     path = tmp_path / "r.json"
     words = ["--models", "two_tower", "--small", "--rounds", "1", "--out", str(path)]
     assert main(["run", *words, "--backends", "eager", "inductor", "opara", "cudagraph"]) == 1

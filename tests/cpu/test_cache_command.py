@@ -12,6 +12,7 @@ import pytest
 from opara_backend.__main__ import main
 from opara_backend.commands.cache import MARK, NEWEST, survey
 from opara_backend.lowering.inductor import _FOOTER
+from opara_backend.options import REMEMBERED
 
 Run = Callable[..., Any]
 
@@ -70,6 +71,19 @@ def _fill(folder: Path, graphs: int) -> None:
         module = folder / f"{number:02}" / f"c{number}.py"
         module.parent.mkdir()
         module.write_text(f"def program():\n    def k0():\n        pass\n{MARK.decode()})\n")
+
+
+def test_schedules_that_won_are_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    won, other = tmp_path / REMEMBERED / "abc.json", tmp_path / "abc.json"
+    won.parent.mkdir()
+    for path in (won, other):
+        path.write_text("{}")
+    folder = ["--directory", str(tmp_path)]
+    assert main(["cache", "list", *folder]) == 0
+    assert "1 schedules" in capsys.readouterr().out
+    assert main(["cache", "clear", "--yes", *folder]) == 0
+    assert other.exists()
+    assert not won.parent.exists()
 
 
 def test_a_long_list_is_cut_unless_all_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from opara_backend.execution import winners
+
 HERE = Path(__file__).parent
 
 
@@ -17,6 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test searches for itself; those of what is remembered start processes of their own."""
+    monkeypatch.setattr(winners, "place", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

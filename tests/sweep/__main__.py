@@ -96,7 +96,7 @@ def main(given: Sequence[str] | None = None) -> int:
     results = {case: before[case] for case in wanted if case in before}
     todo = jobs([case for case in wanted if case not in results], arguments.together)
     # Many processes time schedules on one GPU: the choice is worth nothing, so little time is spent on it.
-    options = (("search_seconds", 0.02),) if arguments.device == "cuda" else ()
+    options = (("search_seconds", 0.02), ("remember", False)) if arguments.device == "cuda" else ()
     setting = Setting(arguments.device, arguments.both, arguments.limit, arguments.unbacked, options)
     pool = Pool(setting, arguments.processes, arguments.seconds)
     with Progress(*Progress.get_default_columns(), "{task.completed} of {task.total}") as progress:

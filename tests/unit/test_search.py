@@ -12,7 +12,7 @@ from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import build
-from opara_backend.scheduling.schedule import Schedule, verify
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import MENU, candidates
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
@@ -93,3 +93,25 @@ def test_of_six_that_were_measured_the_best_is_nearly_the_best_of_all(recording:
     found = [measured[schedule] for schedule in tried if schedule in measured]
     assert len(found) >= 5, "nearly all that is on the menu was measured"
     assert min(found) <= 1.06 * min(measured.values())
+
+
+@given(gpu_schedules(), st.sampled_from([1, 2, 3, 6]), WIDTHS, st.integers(0, 1000))
+def test_what_won_for_other_sizes_comes_second(problem: Scheduled, count: int, streams: int, seed: int) -> None:
+    graph, profile, _ = problem
+    known = candidates(graph, profile, count=40, streams=streams)
+    near = known[seed % len(known)]
+    found = candidates(graph, profile, count=count, streams=streams, near=near)
+    assert found[0] == known[0]
+    assert len(found) <= count
+    assert len(set(map(shape, found))) == len(found)
+    if near.streams > 1 and count > 1:
+        assert found[1] == near
+        assert len(found) <= max(2, count // 2 + 1) + 1
+    else:
+        assert found == candidates(graph, profile, count=count, streams=streams)
+
+
+def test_what_won_elsewhere_is_verified() -> None:
+    broken = replace(build(FORK, FORK_PROFILE, policy="opara", launch_order="opara", streams=4), waits=((),) * 9)
+    with pytest.raises(ScheduleError):
+        candidates(FORK, FORK_PROFILE, count=6, streams=8, near=broken)

@@ -1,7 +1,7 @@
 """Frozen dataclasses of tuples <-> JSON, by their annotations.
 
-Takes: a dataclass, or text. Gives: text, or the dataclass. Must not change: anything. Errors: ReportError saying
-where the text does not fit.
+Takes: a dataclass, or text. Gives: text, or the dataclass. Must not change: anything. Errors: FormatError saying
+where the text does not fit. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import types
 import typing
 from typing import Any
 
-from opara_backend.report.model import ReportError
+
+class FormatError(ValueError):
+    """Text that is not what it should be; the message says where."""
 
 
 def dump(value: Any, schema: int) -> str:
@@ -20,17 +22,17 @@ def dump(value: Any, schema: int) -> str:
     return json.dumps({"schema": schema, **dataclasses.asdict(value)}, separators=(",", ":"))
 
 
-def load(text: str, kind: type, schema: int) -> Any:
-    """The `kind` that `dump` wrote."""
+def load(text: str, kind: type, schema: int, what: str) -> Any:
+    """The `kind` that `dump` wrote; `what` names it in errors."""
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ReportError(f"not a report: {error}") from error
+        raise FormatError(f"not a {what}: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != schema:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
-        raise ReportError(f"report of schema {found!r}; this version reads {schema}")
+        raise FormatError(f"{what} of schema {found!r}; this version reads {schema}")
     del data["schema"]
-    return _decoded(data, kind, "report")
+    return _decoded(data, kind, what)
 
 
 def _decoded(data: Any, kind: Any, where: str) -> Any:
@@ -42,11 +44,11 @@ def _decoded(data: Any, kind: Any, where: str) -> Any:
         return _decoded(data, kind, where)
     if origin is tuple:
         if not isinstance(data, list):
-            raise ReportError(f"{where}: a list expected, found {type(data).__name__}")
+            raise FormatError(f"{where}: a list expected, found {type(data).__name__}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
             return tuple(_decoded(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
         if len(data) != len(arguments):
-            raise ReportError(f"{where}: {len(arguments)} values expected, found {len(data)}")
+            raise FormatError(f"{where}: {len(arguments)} values expected, found {len(data)}")
         return tuple(
             _decoded(item, k, f"{where}[{i}]") for i, (item, k) in enumerate(zip(data, arguments, strict=True))
         )
@@ -55,7 +57,7 @@ def _decoded(data: Any, kind: Any, where: str) -> Any:
     if kind is float and type(data) is int:
         return float(data)
     if type(data) is not kind:
-        raise ReportError(f"{where}: {kind.__name__} expected, found {type(data).__name__}")
+        raise FormatError(f"{where}: {kind.__name__} expected, found {type(data).__name__}")
     return data
 
 
@@ -64,5 +66,5 @@ def _record(data: Any, kind: Any, where: str) -> Any:
     names = [f.name for f in dataclasses.fields(kind)]
     if not isinstance(data, dict) or sorted(data) != sorted(names):
         found = ", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__
-        raise ReportError(f"{where}: {', '.join(sorted(names))} expected, found {found}")
+        raise FormatError(f"{where}: {', '.join(sorted(names))} expected, found {found}")
     return kind(**{name: _decoded(data[name], hints[name], f"{where}.{name}") for name in names})

@@ -1,0 +1,105 @@
+"""Schedules that won, on disk: a new process finds them there and neither profiles nor searches.
+
+Takes: a graph with sizes bound, options, the device. Gives: a `Winner` that an earlier search left, or nothing.
+Must not change: files of others. One file per graph, shape, device, set of versions and options, in `opara/` beside
+Inductor's own caches; written whole or not at all, so processes may share the folder.
+
+What cannot be read, or is of another version, is no winner: it is said in the log and searched anew. What is read is
+verified like any schedule before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from opara_backend import codec, upstream
+from opara_backend._version import __version__
+from opara_backend.execution.program import Program
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.options import REMEMBERED, Options
+from opara_backend.profiling.device import current_device_spec
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.schedule import Schedule
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+# Options that decide what a search finds; the others only change how calls are served.
+DECISIVE = ("policy", "launch_order", "streams", "candidates", "search_seconds", "in_place")
+
+
+@dataclass(frozen=True)
+class Winner:
+    """What a search found out: how long kernels take, the schedule kept, those tried with their seconds per replay."""
+
+    profile: Profile
+    schedule: Schedule
+    tried: tuple[tuple[Schedule, float], ...] = ()
+
+
+def place(program: Program, graph: KernelGraph, shape: object, options: Options) -> Path | None:
+    """The file for `graph` (sizes bound) of `shape`; None if nothing is to be kept, by our option or Inductor's."""
+    if not options.remember or upstream.inductor_config.force_disable_caches:
+        return None
+    device = torch.device(graph.device)
+    what = (
+        (SCHEMA, __version__, torch.__version__, torch.version.cuda, _triton()),
+        current_device_spec(device.index),
+        [(name, getattr(options, name)) for name in DECISIVE],
+        (program.source, program.graph_json, repr(shape)),
+        [(b.name, b.nbytes) for b in graph.buffers],
+    )
+    name = hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+    return upstream.cache_directory() / REMEMBERED / f"{name}.json"
+
+
+def find(path: Path | None, graph: KernelGraph) -> Winner | None:
+    """The winner in `path`; None if there is none that this version can read and that is about `graph`."""
+    if path is None:
+        return None
+    try:
+        winner: Winner = codec.load(path.read_text(), Winner, SCHEMA, "winner")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, codec.FormatError) as error:
+        log.info("searching anew: what is remembered cannot be read: %s: %s", path, error)
+        return None
+    schedule, kernels = winner.schedule, list(range(len(graph)))
+    fitting = sorted(schedule.order) == kernels and len(schedule.stream) == len(schedule.waits) == len(kernels)
+    if not fitting or len(winner.profile.kernels) != len(kernels):
+        log.info("searching anew: what is remembered is about another graph: %s", path)
+        return None
+    return winner
+
+
+def keep(path: Path | None, winner: Winner) -> None:
+    """Write `winner` to `path`. Where that cannot be, it is said and nothing else happens."""
+    if path is None:
+        return
+    temporary = ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(codec.dump(winner, SCHEMA))
+        os.replace(temporary, path)
+    except OSError as error:
+        log.info("the schedule found is not remembered: %s", error)
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _triton() -> str:
+    """Its version; nothing where a build of torch has it under another name."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version("triton")
+    return ""
