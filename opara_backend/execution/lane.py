@@ -22,7 +22,7 @@ from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
-from opara_backend.fallback import FallbackReason, OparaFallbackError
+from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
@@ -172,17 +172,9 @@ class CudaLane:
         graph, options = self.runtime.graph, self.runtime.options
         if not graph.kernels:
             return True
-        if len(graph.segments) > 1:
-            ran = graph.segments[1]
-            seen = f"after {graph.kernels[ran - 1].call}" if ran else "before the first kernel"
-            where = f" at {graph.kernels[ran - 1].source}" if ran and graph.kernels[ran - 1].source else ""
-            self.runtime.step_down(FallbackReason.HOST_DECISION, f"the host decides {seen}{where}")
+        if (needs_host := why_host(graph)) is not None:
+            self.runtime.step_down(*needs_host)
             return True
-        for kernel in graph.kernels:
-            if kernel.host:
-                where = f" at {kernel.source}" if kernel.source else ""
-                self.runtime.step_down(FallbackReason.HOST_KERNEL, f"{kernel.call} touches the CPU{where}")
-                return True
         if not options.cuda_graph:
             self.runtime.step_down(FallbackReason.CAPTURE_OFF)
         return not options.cuda_graph

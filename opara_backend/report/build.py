@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.fallback import Fallback, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlan
 from opara_backend.profiling import occupancy as occ
@@ -64,15 +64,8 @@ def fallback_row(step: Fallback) -> model.FallbackRow:
 
 def _foreseen(record: GraphRecord) -> list[model.FallbackRow]:
     """Steps down that a graph on the CPU, where nothing is captured, would take on a GPU."""
-    graph = record.graph
-    if graph.device != "cpu" or len(graph.segments) == 1:
-        return []
-    ran = graph.segments[1]
-    before = graph.kernels[ran - 1] if ran else None
-    seen = f"after {before.call}" if before is not None else "before the first kernel"
-    reason, source = FallbackReason.HOST_DECISION, before.source if before is not None else ""
-    where = f" at {source}" if source else ""
-    return [model.FallbackRow(reason.value, f"the host decides {seen}{where}", reason.remedy, "", source)]
+    step = why_host(record.graph) if record.graph.device == "cpu" else None
+    return [fallback_row(Fallback(*step))] if step is not None else []
 
 
 def shape_name(key: tuple[Any, ...]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.fallback import Fallback, FallbackReason, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 from opara_backend.profiling.device import PRESETS
@@ -161,6 +161,24 @@ def test_a_graph_the_host_interrupts_says_where() -> None:
     assert (shape.state, shape.bound, shape.timelines) == ("unplanned", None, ())
     assert [k.segment for k in shape.kernels] == [0, 0, 1, 1]
     assert "model.py:12" in str(Report("m", "cpu", (), graphs=(found,)))
+
+
+def test_why_a_graph_needs_the_host_is_foreseen_on_a_cpu_in_the_words_used_on_a_gpu() -> None:
+    graph, _, _ = diamond()
+    first, second, *rest = graph.kernels
+    touching = replace(graph, kernels=(first, replace(second, host=True, source="a/b.py:3 in f"), *rest))
+    for needing, detail in (
+        (touching, f"{second.call} touches the CPU at a/b.py:3 in f"),
+        (replace(touching, segments=(0, 2)), f"the host decides after {second.call} at a/b.py:3 in f"),
+        (replace(touching, segments=(0, 1)), f"the host decides after {first.call}"),
+        (replace(touching, segments=(0, 0)), "the host decides before the first kernel"),
+    ):
+        assert why_host(needing) is not None
+        (row,) = graph_report(GraphRecord(needing, Options()), PRESETS["H200"]).fallbacks
+        assert (row.detail, row.source) == (detail, "a/b.py:3 in f" if "at a/b.py" in detail else "")
+        on_gpu = GraphRecord(replace(needing, device="cuda:0"), Options())
+        assert graph_report(on_gpu, PRESETS["H200"]).fallbacks == (), "there it is no forecast: the lane notes it"
+    assert why_host(graph) is None
 
 
 def test_fallbacks_name_the_users_line() -> None:
