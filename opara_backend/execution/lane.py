@@ -17,7 +17,7 @@ import torch
 
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, capture_best, capture_plan, in_a_row, state_kept
+from opara_backend.execution.candidates import Memory, capture_best, capture_plan, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
@@ -27,6 +27,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.report import annotate
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import ScheduleError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from opara_backend.report.hazards import wait_rows
 from opara_backend.report.record import GraphRecord
 from opara_backend.report.timelines import critical_chain, predicted
 from opara_backend.scheduling.bounds import critical_path, work_bound
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.simulator import simulate
 
@@ -102,9 +102,8 @@ def planned_shape(
 
 def _unplanned_shape(graph: KernelGraph, estimate_for: DeviceSpec) -> model.ShapeReport:
     profile = estimated_profile(graph, estimate_for)
-    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
-    found = shape_report(graph, profile, in_a_row, shape="any", state="unplanned", host_seconds=())
-    return found
+    schedule = in_a_row(graph, profile)
+    return shape_report(graph, profile, schedule, shape="any", state="unplanned", host_seconds=())
 
 
 def shape_report(

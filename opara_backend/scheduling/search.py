@@ -16,7 +16,7 @@ from dataclasses import replace
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.launch_order import random
-from opara_backend.scheduling.policies import build, draft, stream_policy
+from opara_backend.scheduling.policies import build, draft, in_a_row, stream_policy
 from opara_backend.scheduling.schedule import Schedule, verify
 from opara_backend.scheduling.simulator import simulate
 
@@ -44,7 +44,7 @@ RANDOM_CANDIDATES = 240
 
 def candidates(graph: KernelGraph, profile: Profile, *, count: int, streams: int) -> tuple[Schedule, ...]:
     """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted."""
-    sequential = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     for schedule in _menu(graph, profile, streams):
         if schedule.streams > 1:

@@ -23,7 +23,7 @@ from opara_backend.report.page import page
 from opara_backend.report.record import GraphRecord, Stages
 from opara_backend.report.timelines import critical_chain, deciding_chain, overlap_fraction, overlaps, predicted
 from opara_backend.scheduling.bounds import critical_path
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, happens_before
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.recorded_replays import NAMES, report_of
@@ -123,8 +123,7 @@ def test_overlaps_and_the_chain_that_decided() -> None:
 
 def test_what_is_said_about_a_shape() -> None:
     graph, profile, schedule = diamond()
-    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
-    shape = shape_report(graph, profile, schedule, tried=[(in_a_row, 21e-6), (schedule, 17e-6)])
+    shape = shape_report(graph, profile, schedule, tried=[(in_a_row(graph, profile), 21e-6), (schedule, 17e-6)])
     assert [(c.chosen, c.measured) for c in shape.candidates] == [(False, 21e-6), (True, 17e-6)]
     assert shape.bound is not None
     assert (shape.bound.measured, shape.bound.dominant) == (17e-6, "critical path")
