@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,15 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     rows = tuple(_row(path, place, data) for place, data in enumerate(document["rows"]))
     return Results({name: document[name] for name in ABOUT}, rows)
+
+
+def loaded(paths: Sequence[Path], say: Callable[[str], object]) -> list[Results] | None:
+    """The results at `paths`, or where none is named every committed `h200-*.json`; None if one cannot be read."""
+    try:
+        return [load(path) for path in paths or sorted(documents.RESULTS.glob("h200-*.json"))]
+    except (OSError, ValueError) as error:
+        say(str(error))
+        return None
 
 
 def save(path: Path, results: Results) -> None:
