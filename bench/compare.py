@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from bench.samples import Case, Results, load
+from bench.samples import Case, Results, loaded
 from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative
 from bench.tables import console, geometric_mean, table
 
@@ -125,11 +125,10 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def main(chosen: argparse.Namespace) -> int:
     """Entry point of `compare`."""
     output = console()
-    try:
-        before, after = load(chosen.before), load(chosen.after)
-    except (OSError, ValueError) as error:
-        output.print(str(error))
+    results = loaded((chosen.before, chosen.after), output.print)
+    if results is None:
         return 2
+    before, after = results
     options = {"threshold": chosen.threshold, "confidence": chosen.confidence, "base": chosen.base}
     moved = list(compare(before, after, clock=chosen.clock, **options))
     if not moved:

@@ -1,58 +1,20 @@
-"""What happens inside a backend while it compiles and runs, seen from outside.
+"""What happened inside a backend while it compiled and ran.
 
-Takes: a block or a call. Gives: seconds of search and profiling, CUDA Graph replays, facts of `GraphRecord`s.
-Must not change: what runs; what is wrapped is put back.
+Takes: a call, or `GraphRecord`s. Gives: CUDA Graph replays, facts. Must not change: what runs; what is wrapped is put
+back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from opara_backend.execution import candidates, lane
 from opara_backend.report.record import GraphRecord
 from opara_backend.scheduling.bounds import lower_bound
-
-
-@dataclass
-class Spent:
-    """Seconds spent so far. search: profiling, capturing and timing candidates; profile: its first part alone."""
-
-    search: float | None = None
-    profile: float | None = None
-
-
-@contextlib.contextmanager
-def searching() -> Iterator[Spent]:
-    """What this backend spends on finding schedules while the block runs; None where it searched nothing."""
-    spent = Spent()
-    wrapped: list[tuple[Any, str, Any]] = []
-    for module, name, kept in ((lane, "capture_best", "search"), (candidates, "profile_on_cuda", "profile")):
-        original = getattr(module, name)
-        wrapped.append((module, name, original))
-        setattr(module, name, _timed(original, spent, kept))
-    try:
-        yield spent
-    finally:
-        for module, name, original in wrapped:
-            setattr(module, name, original)
-
-
-def _timed(original: Callable[..., Any], spent: Spent, name: str) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
-        try:
-            return original(*args, **kwargs)
-        finally:
-            setattr(spent, name, (getattr(spent, name) or 0.0) + time.perf_counter() - start)
-
-    return call
 
 
 def replays(call: Callable[[], object]) -> int | None:
@@ -89,6 +51,8 @@ class Facts:
     bound_seconds: float | None = None
     fallbacks: tuple[str, ...] = ()
     kinds: dict[str, int] = field(default_factory=dict)
+    search_seconds: float | None = None
+    profile_seconds: float | None = None
 
 
 def facts(records: Sequence[GraphRecord]) -> Facts:
@@ -96,6 +60,7 @@ def facts(records: Sequence[GraphRecord]) -> Facts:
     plans = [plan for record in records for plan in record.plans.values()]
     schedules = [plan.schedule for plan, _ in plans]
     on_gpu = [plan for plan, _ in plans if plan.profile.device is not None]
+    searched = [record.stages for record in records if record.stages.profile]  # the first stage of every search
     return Facts(
         kernels=sum(len(plan.graph) for plan, _ in plans),
         streams=max((s.streams for s in schedules), default=0),
@@ -107,6 +72,8 @@ def facts(records: Sequence[GraphRecord]) -> Facts:
         bound_seconds=sum(lower_bound(plan.graph, plan.profile) for plan in on_gpu) if on_gpu else None,
         fallbacks=tuple(str(step) for record in records for step in record.fallbacks),
         kinds=dict(Counter(k.kind for plan, _ in plans for k in plan.graph.kernels)),
+        search_seconds=sum(s.profile + s.schedule + s.plan + s.capture + s.search for s in searched) or None,
+        profile_seconds=sum(s.profile for s in searched) or None,
     )
 
 

@@ -15,9 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import documents
 from bench.recorded import load_all
-from bench.samples import Case, Results, load, median
+from bench.samples import Case, Results, loaded, median
 from bench.scheduling_time import PAPER as PAPER_TIMES
 from bench.scheduling_time import measure as scheduling_times
 from bench.tables import console, table
@@ -153,10 +152,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def main(chosen: argparse.Namespace) -> int:
     """Entry point of `paper`: 0 even where something is missing, which is said."""
     output = console()
-    try:
-        results = [load(path) for path in chosen.results or sorted(documents.RESULTS.glob("h200-*.json"))]
-    except (OSError, ValueError) as error:
-        output.print(str(error))
+    results = loaded(chosen.results, output.print)
+    if results is None:
         return 2
     rows = all_rows(results)
     if chosen.markdown:

@@ -15,7 +15,7 @@ from typing import Any
 
 from bench import documents, schedule_quality
 from bench.recorded import Recording, load_all
-from bench.samples import Results, load, median
+from bench.samples import Results, loaded, median
 from bench.tables import console, geometric_mean
 from opara_backend.scheduling.bounds import lower_bound
 
@@ -230,10 +230,8 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
 def main(chosen: argparse.Namespace) -> int:
     """Entry point of `plot`."""
     output = console()
-    try:
-        results = [load(path) for path in chosen.results or sorted(documents.RESULTS.glob("h200-*.json"))]
-    except (OSError, ValueError) as error:
-        output.print(str(error))
+    results = loaded(chosen.results, output.print)
+    if results is None:
         return 2
     for name, chart in charts(results).items():
         made = draw(chart, chosen.out, name)

@@ -147,7 +147,7 @@ def _warm(
 ) -> Ready | Row:
     torch._dynamo.utils.counters.clear()
     reserved = _reserved(device, new_peak=True)
-    with collect() as records, observe.searching() as spent:
+    with collect() as records:
         start = time.perf_counter()
         call()
         _synchronize(device)
@@ -161,8 +161,6 @@ def _warm(
         row,
         error=error,
         first_call_seconds=first,
-        search_seconds=spent.search,
-        profile_seconds=spent.profile,
         peak_bytes=None if reserved is None else torch.cuda.max_memory_reserved() - reserved,
         held_bytes=None if reserved is None else (_reserved(device) or 0) - reserved,
         model_bytes=sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers(), *inputs)),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,10 @@ class Row:
 
     samples: None if it could not be reported, for which `problem` says why. error: relative L2 distance from eager.
     first_call_seconds: the first call in this process, whatever the caches held. cold_seconds, warm_seconds: the first
-    call of a fresh process, caches empty, and filled; None where nobody measured. search_seconds: profiling, capturing
-    and timing candidates, part of the first call. peak_bytes: reserved on the GPU at most, beyond what was before (the
-    model, its inputs, variants compiled earlier); held_bytes: likewise, once it is warm and what can be given back is;
+    call of a fresh process, caches empty, and filled; None where nobody measured. search_seconds: profiling,
+    scheduling, planning, capturing and timing candidates, part of the first calls, None where nothing was searched;
+    profile_seconds: its first part alone. peak_bytes: reserved on the GPU at most, beyond what was before (the model,
+    its inputs, variants compiled earlier); held_bytes: likewise, once it is warm and what can be given back is;
     model_bytes: parameters, buffers and inputs.
     replays: CUDA Graphs one call replays, None on a CPU. captured: shapes captured, of `graphs` compiled graphs, as
     this backend reports them; fallbacks: its reasons, or stock Inductor's. kinds: kernels by kind. arena_bytes: what
@@ -122,6 +123,15 @@ def load(path: Path) -> Results:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     rows = tuple(_row(path, place, data) for place, data in enumerate(document["rows"]))
     return Results({name: document[name] for name in ABOUT}, rows)
+
+
+def loaded(paths: Sequence[Path], say: Callable[[str], object]) -> list[Results] | None:
+    """The results at `paths`, or where none is named every committed `h200-*.json`; None if one cannot be read."""
+    try:
+        return [load(path) for path in paths or sorted(documents.RESULTS.glob("h200-*.json"))]
+    except (OSError, ValueError) as error:
+        say(str(error))
+        return None
 
 
 def save(path: Path, results: Results) -> None:

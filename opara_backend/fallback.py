@@ -1,7 +1,8 @@
 """The ladder's steps down: why, what to do about it, and where it is counted.
 
 Takes: a reason and a detail. Gives: one warning per step, a count in `torch._dynamo.utils.counters["opara"]`, or an
-error where the user asked for one. Must not change: the result of the user's program.
+error where the user asked for one; and for a KernelGraph that needs the host, reason and detail of that.
+Must not change: the result of the user's program.
 
 The ladder: schedule and capture -> schedule without capture -> stock Inductor. Nothing goes below that.
 """
@@ -14,6 +15,8 @@ import enum
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from opara_backend.kernel_graph import KernelGraph
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,23 @@ class Fallback:
     def __str__(self) -> str:
         text = f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
         return f"{text} ({self.reason.remedy})"
+
+
+def why_host(graph: KernelGraph) -> tuple[FallbackReason, str] | None:
+    """Why no CUDA Graph can hold `graph`: the first place where it needs the host, with the user's line; else None."""
+    if len(graph.segments) > 1:
+        ran = graph.segments[1]
+        seen = f"after {graph.kernels[ran - 1].call}" if ran else "before the first kernel"
+        source = graph.kernels[ran - 1].source if ran else ""
+        return FallbackReason.HOST_DECISION, f"the host decides {seen}{_at(source)}"
+    for kernel in graph.kernels:
+        if kernel.host:
+            return FallbackReason.HOST_KERNEL, f"{kernel.call} touches the CPU{_at(kernel.source)}"
+    return None
+
+
+def _at(source: str) -> str:
+    return f" at {source}" if source else ""
 
 
 _listeners: contextvars.ContextVar[tuple[list[Fallback], ...]] = contextvars.ContextVar("opara_fallbacks", default=())

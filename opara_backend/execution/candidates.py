@@ -24,10 +24,10 @@ from opara_backend.execution.streams import private_streams
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering.program import RANDOM_STATE
 from opara_backend.memory import MemoryPlanError
-from opara_backend.profiling.profile import Profile, build_profile
+from opara_backend.profiling.profile import build_profile
 from opara_backend.profiling.timing import profile_on_cuda
 from opara_backend.report import annotate
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
@@ -125,11 +125,6 @@ def capture_plan(
     """`plan` captured on private streams; see `cuda_graph.capture`."""
     streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
     return capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe)
-
-
-def in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
-    """One stream, program order."""
-    return build(graph, profile, policy="sequential", launch_order="program", streams=1)
 
 
 @contextlib.contextmanager

@@ -17,16 +17,17 @@ import torch
 
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, capture_best, capture_plan, in_a_row, state_kept
+from opara_backend.execution.candidates import Memory, capture_best, capture_plan, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
-from opara_backend.fallback import FallbackReason, OparaFallbackError
+from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.report import annotate
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import ScheduleError
 
 if TYPE_CHECKING:
@@ -172,17 +173,9 @@ class CudaLane:
         graph, options = self.runtime.graph, self.runtime.options
         if not graph.kernels:
             return True
-        if len(graph.segments) > 1:
-            ran = graph.segments[1]
-            seen = f"after {graph.kernels[ran - 1].call}" if ran else "before the first kernel"
-            where = f" at {graph.kernels[ran - 1].source}" if ran and graph.kernels[ran - 1].source else ""
-            self.runtime.step_down(FallbackReason.HOST_DECISION, f"the host decides {seen}{where}")
+        if (needs_host := why_host(graph)) is not None:
+            self.runtime.step_down(*needs_host)
             return True
-        for kernel in graph.kernels:
-            if kernel.host:
-                where = f" at {kernel.source}" if kernel.source else ""
-                self.runtime.step_down(FallbackReason.HOST_KERNEL, f"{kernel.call} touches the CPU{where}")
-                return True
         if not options.cuda_graph:
             self.runtime.step_down(FallbackReason.CAPTURE_OFF)
         return not options.cuda_graph

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.fallback import Fallback, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlan
 from opara_backend.profiling import occupancy as occ
@@ -21,7 +21,7 @@ from opara_backend.report.hazards import wait_rows
 from opara_backend.report.record import GraphRecord
 from opara_backend.report.timelines import critical_chain, predicted
 from opara_backend.scheduling.bounds import critical_path, work_bound
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.simulator import simulate
 
@@ -64,15 +64,8 @@ def fallback_row(step: Fallback) -> model.FallbackRow:
 
 def _foreseen(record: GraphRecord) -> list[model.FallbackRow]:
     """Steps down that a graph on the CPU, where nothing is captured, would take on a GPU."""
-    graph = record.graph
-    if graph.device != "cpu" or len(graph.segments) == 1:
-        return []
-    ran = graph.segments[1]
-    before = graph.kernels[ran - 1] if ran else None
-    seen = f"after {before.call}" if before is not None else "before the first kernel"
-    reason, source = FallbackReason.HOST_DECISION, before.source if before is not None else ""
-    where = f" at {source}" if source else ""
-    return [model.FallbackRow(reason.value, f"the host decides {seen}{where}", reason.remedy, "", source)]
+    step = why_host(record.graph) if record.graph.device == "cpu" else None
+    return [fallback_row(Fallback(*step))] if step is not None else []
 
 
 def shape_name(key: tuple[Any, ...]) -> str:
@@ -109,9 +102,8 @@ def planned_shape(
 
 def _unplanned_shape(graph: KernelGraph, estimate_for: DeviceSpec) -> model.ShapeReport:
     profile = estimated_profile(graph, estimate_for)
-    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
-    found = shape_report(graph, profile, in_a_row, shape="any", state="unplanned", host_seconds=())
-    return found
+    schedule = in_a_row(graph, profile)
+    return shape_report(graph, profile, schedule, shape="any", state="unplanned", host_seconds=())
 
 
 def shape_report(

@@ -12,7 +12,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.report.model import Span, Timeline
 from opara_backend.scheduling.costs import CostModel, kernel_cost
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.priorities import longest_remaining_path
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.simulator import simulate
@@ -27,11 +27,10 @@ def predicted(
     """
     if profile.device is None or not len(graph):
         return ()
-    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
     note = f"simulated on {profile.device.name}" + (", from estimated durations" if estimated else "")
     return (
         _simulated(graph, profile, schedule, "plan", "chosen schedule, predicted", note),
-        _simulated(graph, profile, in_a_row, "sequential", "one stream, predicted", note),
+        _simulated(graph, profile, in_a_row(graph, profile), "sequential", "one stream, predicted", note),
     )
 
 

@@ -85,6 +85,11 @@ def build(graph: KernelGraph, profile: Profile, *, policy: str, launch_order: st
     return schedule
 
 
+def in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
+    """All kernels on one stream, in program order."""
+    return build(graph, profile, policy="sequential", launch_order="program", streams=1)
+
+
 def draft(graph: KernelGraph, profile: Profile, policy: StreamPolicy, order_by: LaunchOrder, width: int) -> Schedule:
     """The Schedule, not yet verified."""
     allocation = policy(graph, profile, width)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.launch_order import random
-from opara_backend.scheduling.policies import build, draft, stream_policy
+from opara_backend.scheduling.policies import build, draft, in_a_row, stream_policy
 from opara_backend.scheduling.schedule import Schedule, verify
 from opara_backend.scheduling.simulator import simulate
 
@@ -53,7 +53,7 @@ def candidates(
         verify(graph, near)
         first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams)
         return (first, near, *(other for other in rest if _shape(other) != _shape(near)))[:count]
-    sequential = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     for schedule in _menu(graph, profile, streams):
         if schedule.streams > 1:

@@ -29,6 +29,7 @@ def test_one_case() -> None:
         assert row.error is not None
         assert row.error < 1e-5
     assert rows["opara"].graphs == 1
+    assert rows["opara"].search_seconds is None
     assert set(rows["opara"].kinds) - {"extern"}
     assert rows["opara:paper-unfused"].kinds.keys() == {"extern"}
     assert rows["opara:paper-unfused"].policy == "opara/opara"

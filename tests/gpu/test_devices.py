@@ -29,17 +29,22 @@ def reasons(records: list[GraphRecord]) -> list[FallbackReason]:
     return [f.reason for r in records for f in r.fallbacks]
 
 
+def called(function: Callable[[Tensor], Any], **settings: bool) -> list[GraphRecord]:
+    """What four calls of `function`, compiled with Dynamo's `settings`, leave on record; they agree with eager."""
+    with torch._dynamo.config.patch(settings), torch.no_grad(), collect() as records:
+        call = torch.compile(function, backend="opara", fullgraph=True)
+        for n in range(4):
+            x = torch.randn(8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(n))
+            torch.testing.assert_close(call(x), function(x), rtol=1e-3, atol=1e-3)
+    return records
+
+
 def test_item_in_the_middle() -> None:
     def function(x: Tensor) -> tuple[Tensor, int]:
         biggest = (x @ x).argmax().item()
         return (x * biggest).cumsum(1) @ x, biggest
 
-    with torch._dynamo.config.patch(capture_scalar_outputs=True), torch.no_grad(), collect() as records:
-        call = torch.compile(function, backend="opara", fullgraph=True)
-        for n in range(4):
-            x = torch.randn(8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(n))
-            torch.testing.assert_close(call(x), function(x), rtol=1e-3, atol=1e-3)
-    assert reasons(records) == [FallbackReason.HOST_DECISION]
+    assert reasons(called(function, capture_scalar_outputs=True)) == [FallbackReason.HOST_DECISION]
 
 
 def test_a_size_only_the_data_knows() -> None:
@@ -47,12 +52,7 @@ def test_a_size_only_the_data_knows() -> None:
         kept = x[x > 0]
         return kept.sum(), (x > 0).nonzero().sum(0), (x @ x).relu()
 
-    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True), torch.no_grad(), collect() as records:
-        call = torch.compile(function, backend="opara", fullgraph=True)
-        for n in range(4):
-            x = torch.randn(8, 8, device="cuda", generator=torch.Generator("cuda").manual_seed(n))
-            torch.testing.assert_close(call(x), function(x), rtol=1e-3, atol=1e-3)
-    assert reasons(records) == [FallbackReason.HOST_DECISION]
+    assert reasons(called(function, capture_dynamic_output_shape_ops=True)) == [FallbackReason.HOST_DECISION]
 
 
 def test_operators_on_the_cpu_in_the_middle() -> None:

@@ -6,7 +6,6 @@ to give eager's result: those programs are listed with the step they take.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -28,7 +27,6 @@ from tests.cpu.test_parameters import *  # noqa: F403
 from tests.cpu.test_programs import *  # noqa: F403
 from tests.cpu.test_side_effects import *  # noqa: F403
 
-del test_operator_calls_the_compiled_model_it_is_part_of  # noqa: F821  its thread has no default device; see below
 del test_numbers_among_the_arguments_become_symbols  # noqa: F821  no number comes twice: nothing to capture
 del test_order_of_random_draws_is_eagers  # noqa: F821  a GPU's are Inductor's: see below
 del test_uninitialised_memory_is_filled_in_place  # noqa: F821  likewise
@@ -61,41 +59,6 @@ def agree(request: pytest.FixtureRequest) -> Agree:
     """As in tests/cpu, but every planned graph must have been captured."""
     step = STEPS_DOWN.get(request.node.name)
     return agreement(captured=True, allowed=() if step is None else (step,))
-
-
-def test_an_operator_calls_the_compiled_model_it_is_part_of() -> None:
-    """In a thread of its own: what should not happen is that it waits for itself."""
-
-    @torch.library.custom_op("opara_gpu_tests::again", mutates_args=())
-    def again(x: Tensor, times: int) -> Tensor:
-        with torch.no_grad():
-            return compiled(x * 0.5, times - 1) if times else x.clone()
-
-    @again.register_fake
-    def _(x: Tensor, times: int) -> Tensor:
-        return torch.empty_like(x)
-
-    def function(x: Tensor, times: int) -> Tensor:
-        return torch.ops.opara_gpu_tests.again(x @ x, times) + x.cumsum(0)
-
-    def expected(x: Tensor, times: int) -> Tensor:
-        y = x @ x
-        return (expected(y * 0.5, times - 1) if times else y) + x.cumsum(0)
-
-    compiled = torch.compile(function, backend="opara", dynamic=True)
-    x = torch.randn(4, 4, device="cuda") * 0.1
-    found: list[Tensor] = []
-
-    def run() -> None:
-        with torch.no_grad():
-            found.extend(compiled(x, 3) for _ in range(4))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(240)
-    assert len(found) == 4, "the call never came back"
-    for result in found:
-        torch.testing.assert_close(result, expected(x, 3), rtol=1e-3, atol=1e-4)
 
 
 def test_with_fallback_random_numbers_are_those_of_stock_inductor() -> None:

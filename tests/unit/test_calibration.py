@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import calibration, documents
-from bench.calibration import Calibration, attainable, calibrate, cross_validate, fit, ranks, spearman
+from bench.calibration import TRIED, WIDTH, Calibration, attainable, calibrate, cross_validate, fit, ranks, spearman
 from bench.recorded import Measured, Recording, load_all
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.costs import CostModel
 from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.search import candidates
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, kernel, tiny_recording
 from tests.strategies import graph_with_edges
@@ -92,6 +94,7 @@ def test_what_the_figures_mean() -> None:
         error=pytest.approx(abs(predicted / 6e-6 - 1) / 2, abs=1e-4),
         first_choice=2.0 if predicted < 3e-6 else 1.0,
         best_tried=1.0,
+        best_picked=None,  # the search picks others
         spread=1.0,
     )
 
@@ -139,6 +142,22 @@ def test_the_best_tried_is_the_best_of_one_stream_and_the_best_predicted() -> No
     assert found.first_choice == found.best_tried == 2.0
 
 
+def test_the_best_picked_is_the_best_of_what_the_search_would_measure() -> None:
+    recording = measured_by(CostModel())
+    picked = candidates(recording.graph, recording.profile, count=TRIED, streams=WIDTH)
+    assert 1 < len(picked) <= TRIED
+    other = next(item.schedule for item in recording.measured if launches(item.schedule) not in map(launches, picked))
+    measured = [Measured(schedule, 3e-6 + i * 1e-6) for i, schedule in enumerate(picked)]
+    renamed = [replace(item, schedule=replace(item.schedule, policy="as recorded")) for item in measured]
+    best = Measured(other, 2e-6)
+    assert calibrate(replace(recording, measured=(best, *reversed(renamed)))).best_picked == 1.5
+    assert calibrate(replace(recording, measured=(best, *renamed[:-1]))).best_picked is None, "one was not measured"
+
+
+def launches(schedule: Schedule) -> tuple[object, ...]:
+    return schedule.stream, schedule.order, schedule.waits
+
+
 # --- what was recorded on a GPU --------------------------------------------------------------------------------------
 
 
@@ -157,6 +176,7 @@ def test_what_is_ranked_first_is_good_and_the_best_tried_nearly_the_best(found: 
     assert all(row.first_choice <= 1.08 for row in found)
     assert sum(row.first_choice for row in found) / len(found) <= 1.015
     assert all(row.best_tried <= 1.03 for row in found)
+    assert all(row.best_picked is not None and row.best_picked <= 1.06 for row in found)
     assert all(row.error <= 0.2 for row in found)
     assert sum(row.error for row in found) / len(found) <= 0.085
 

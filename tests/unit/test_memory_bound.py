@@ -11,7 +11,7 @@ from bench.recorded import Recording, load_all
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import ALIGNMENT, plan_memory
 from opara_backend.memory_bound import arena_bound
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from tests import reference
 from tests.strategies import graph_of, scheduled_graphs
@@ -77,6 +77,6 @@ def peak_of_inductor(recording: Recording) -> int:
 @pytest.mark.parametrize("name", RECORDED)
 def test_one_stream_in_program_order_needs_no_more_than_inductor(name: str) -> None:
     recording = RECORDED[name]
-    schedule = build(recording.graph, recording.profile, policy="sequential", launch_order="program", streams=1)
+    schedule = in_a_row(recording.graph, recording.profile)
     arena = plan_memory(recording.graph, schedule).arena_bytes
     assert arena <= peak_of_inductor(recording)

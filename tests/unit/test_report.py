@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from opara_backend.fallback import Fallback, FallbackReason
+from opara_backend.fallback import Fallback, FallbackReason, why_host
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 from opara_backend.profiling.device import PRESETS
@@ -23,7 +23,7 @@ from opara_backend.report.page import page
 from opara_backend.report.record import GraphRecord, Stages
 from opara_backend.report.timelines import critical_chain, deciding_chain, overlap_fraction, overlaps, predicted
 from opara_backend.scheduling.bounds import critical_path
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, happens_before
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.recorded_replays import NAMES, report_of
@@ -123,8 +123,7 @@ def test_overlaps_and_the_chain_that_decided() -> None:
 
 def test_what_is_said_about_a_shape() -> None:
     graph, profile, schedule = diamond()
-    in_a_row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
-    shape = shape_report(graph, profile, schedule, tried=[(in_a_row, 21e-6), (schedule, 17e-6)])
+    shape = shape_report(graph, profile, schedule, tried=[(in_a_row(graph, profile), 21e-6), (schedule, 17e-6)])
     assert [(c.chosen, c.measured) for c in shape.candidates] == [(False, 21e-6), (True, 17e-6)]
     assert shape.bound is not None
     assert (shape.bound.measured, shape.bound.dominant) == (17e-6, "critical path")
@@ -161,6 +160,24 @@ def test_a_graph_the_host_interrupts_says_where() -> None:
     assert (shape.state, shape.bound, shape.timelines) == ("unplanned", None, ())
     assert [k.segment for k in shape.kernels] == [0, 0, 1, 1]
     assert "model.py:12" in str(Report("m", "cpu", (), graphs=(found,)))
+
+
+def test_why_a_graph_needs_the_host_is_foreseen_on_a_cpu_in_the_words_used_on_a_gpu() -> None:
+    graph, _, _ = diamond()
+    first, second, *rest = graph.kernels
+    touching = replace(graph, kernels=(first, replace(second, host=True, source="a/b.py:3 in f"), *rest))
+    for needing, detail in (
+        (touching, f"{second.call} touches the CPU at a/b.py:3 in f"),
+        (replace(touching, segments=(0, 2)), f"the host decides after {second.call} at a/b.py:3 in f"),
+        (replace(touching, segments=(0, 1)), f"the host decides after {first.call}"),
+        (replace(touching, segments=(0, 0)), "the host decides before the first kernel"),
+    ):
+        assert why_host(needing) is not None
+        (row,) = graph_report(GraphRecord(needing, Options()), PRESETS["H200"]).fallbacks
+        assert (row.detail, row.source) == (detail, "a/b.py:3 in f" if "at a/b.py" in detail else "")
+        on_gpu = GraphRecord(replace(needing, device="cuda:0"), Options())
+        assert graph_report(on_gpu, PRESETS["H200"]).fallbacks == (), "there it is no forecast: the lane notes it"
+    assert why_host(graph) is None
 
 
 def test_fallbacks_name_the_users_line() -> None:

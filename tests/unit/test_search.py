@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
-from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import MENU, candidates
 from opara_backend.scheduling.simulator import simulate
@@ -44,7 +44,7 @@ def test_one_stream_comes_first_and_the_others_are_valid_and_different(
     graph, profile, _ = problem
     found = candidates(graph, profile, count=count, streams=streams)
     assert 1 <= len(found) <= count
-    assert found[0] == build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    assert found[0] == in_a_row(graph, profile)
     assert len(set(map(shape, found))) == len(found)
     for schedule in found[1:]:
         verify(graph, schedule)

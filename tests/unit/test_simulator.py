@@ -13,7 +13,7 @@ from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import KernelProfile, Profile
 from opara_backend.scheduling.costs import FREE, CostModel
-from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES, build
+from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES, build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from opara_backend.scheduling.simulator import Timeline, simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
@@ -72,7 +72,7 @@ def test_streams_that_cost_more_make_nothing_faster(found: Scheduled, latency: f
 @given(gpu_schedules(), MODELS)
 def test_one_stream_takes_the_sum_of_the_durations(found: Scheduled, costs: CostModel) -> None:
     graph, profile, _ = found
-    schedule = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    schedule = in_a_row(graph, profile)
     makespan = simulate(graph, profile, schedule, GPU, costs).makespan
     assert makespan == pytest.approx(sum(profile.durations()), rel=1e-9)
 
