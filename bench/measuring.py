@@ -112,7 +112,7 @@ def first_calls(job: Job) -> tuple[dict[str, float], dict[str, float]]:
         folder = f"{job.caches}/{len(found[0])}"  # variants of the same kernels must not warm each other
         own = replace(job, backends=(backend,), caches=folder)
         for seconds in found:
-            for row in together([own], workers=1, deadline=time.monotonic() + 1800, threads=0):
+            for row in together([own], workers=1, deadline=time.monotonic() + 1800):
                 if row.problem is None and row.first_call_seconds is not None:
                     seconds[backend] = row.first_call_seconds
     return found

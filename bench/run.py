@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import models, observe, recorded
+from bench import gate, models, observe, recorded
 from bench.samples import Case, Row
 from bench.timing import measure
 from bench.variants import Variant, variant
@@ -72,13 +72,16 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
         prepared = [_prepare_variant(job, variant(b), model, inputs, reference, device) for b in job.backends]
         ready = {p.row.backend: p for p in prepared if isinstance(p, Ready)}
         compiled = _frames()
-        timed = measure({name: r.call for name, r in ready.items()}, rounds=job.rounds, device=device)
-        if _frames() != compiled:
-            raise RuntimeError(f"{' '.join(map(str, job.case))}: something was compiled again while it was timed")
-        rows = [
-            replace(p.row, samples=timed[p.row.backend], replays=observe.replays(p.call)) if isinstance(p, Ready) else p
-            for p in prepared
-        ]
+        with gate.alone():
+            timed = measure({name: r.call for name, r in ready.items()}, rounds=job.rounds, device=device)
+            if _frames() != compiled:
+                raise RuntimeError(f"{' '.join(map(str, job.case))}: something was compiled again while it was timed")
+            rows = [
+                replace(p.row, samples=timed[p.row.backend], replays=observe.replays(p.call))
+                if isinstance(p, Ready)
+                else p
+                for p in prepared
+            ]
     last = prepared[-1]
     if job.record_to is not None and isinstance(last, Ready):
         for graph in last.records:
@@ -147,13 +150,14 @@ def _warm(
 ) -> Ready | Row:
     torch._dynamo.utils.counters.clear()
     reserved = _reserved(device, new_peak=True)
-    with collect() as records:
+    with collect() as records, gate.searching_alone():
         start = time.perf_counter()
         call()
         _synchronize(device)
         first = time.perf_counter() - start
         for _ in range(CALLS - 1):
             found = _flat(call())
+            _synchronize(device)  # a process that is stopped here has little queued
     error = distance(found, reference)
     seen = observe.facts(records)
     fallbacks = seen.fallbacks or observe.stock_reasons(torch._dynamo.utils.counters)

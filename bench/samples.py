@@ -43,12 +43,12 @@ class Row:
     """One variant of one case in one process.
 
     samples: None if it could not be reported, for which `problem` says why. error: relative L2 distance from eager.
-    first_call_seconds: the first call in this process, whatever the caches held. cold_seconds, warm_seconds: the first
-    call of a fresh process, caches empty, and filled; None where nobody measured. search_seconds: profiling,
-    scheduling, planning, capturing and timing candidates, part of the first calls, None where nothing was searched;
-    profile_seconds: its first part alone. peak_bytes: reserved on the GPU at most, beyond what was before (the model,
-    its inputs, variants compiled earlier); held_bytes: likewise, once it is warm and what can be given back is;
-    model_bytes: parameters, buffers and inputs.
+    first_call_seconds: the first call in this process, whatever the caches held; None if it shared the machine with
+    others. cold_seconds, warm_seconds: the first call of a fresh process, caches empty, and filled; None where nobody
+    measured. search_seconds: profiling, scheduling, planning, capturing and timing candidates, part of the first calls,
+    always alone on the GPU, None where nothing was searched; profile_seconds: its first part. peak_bytes: reserved on
+    the GPU at most, beyond what was before (the model, its inputs, variants compiled earlier); held_bytes: likewise,
+    once it is warm and what can be given back is; model_bytes: parameters, buffers and inputs.
     replays: CUDA Graphs one call replays, None on a CPU. captured: shapes captured, of `graphs` compiled graphs, as
     this backend reports them; fallbacks: its reasons, or stock Inductor's. kinds: kernels by kind. arena_bytes: what
     the memory plan takes; bound_seconds: what no schedule of these kernels can beat.

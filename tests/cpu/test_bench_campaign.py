@@ -18,4 +18,5 @@ def test_a_small_campaign(tmp_path: Path) -> None:
     results = load(tmp_path / "results.json")
     assert len(results.rows) == 2 * 2 * 5
     assert all(row.samples is not None for row in results.rows)
+    assert all(row.first_call_seconds is None for row in results.rows)  # they tell nothing of a machine in use
     assert main([*command, "--minutes", "0"]) == 0  # nothing is left to do

@@ -1,4 +1,4 @@
-"""The full run's plan: what comes first, what is compiled once, and that it goes on where it stopped."""
+"""The full run: what comes first, what is compiled once, how many at once, and that it goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench import campaign, models
+from bench import campaign, models, precompile
 from bench.__main__ import main
-from bench.campaign import PAPER_MODELS, Kept, backends_of, missing, plan, programs
+from bench.campaign import MOST_PREPARING, PAPER_MODELS, backends_of, missing, plan, preparing, visible_gpus
+from bench.kept import Kept
+from bench.precompile import MOST_THREADS, compiled, largest_first, program, programs, surroundings, threads
 from bench.run import Job
 from bench.samples import Row, Samples, load
 from bench.variants import variant
@@ -30,9 +32,9 @@ def test_every_case_once_a_process_and_the_interesting_first() -> None:
 
 
 def test_every_backend_is_known() -> None:
-    for job in FULL:
-        for backend in (*job.backends, *backends_of(job.model, job.batch, on_gpu=False)):
-            assert variant(backend).name == backend
+    without_gpu = {backend for job in FULL for backend in backends_of(job.model, job.batch, on_gpu=False)}
+    for backend in without_gpu | {backend for job in FULL for backend in job.backends}:
+        assert variant(backend).name == backend
     assert "cudagraph" in backends_of(PAPER_MODELS[0], 1, on_gpu=True)
     assert "cudagraph" not in backends_of("resnet50", 1, on_gpu=True)
 
@@ -44,6 +46,42 @@ def test_policies_of_the_same_kernels_are_compiled_once() -> None:
         ("opara:sequential",),
         ("opara:sequential-unfused",),
     ]
+
+
+def test_the_largest_programs_come_first_and_with_more_threads() -> None:
+    jobs = largest_first(programs(FULL))
+    assert {job.model for job in jobs[:8]} == {"nasnet_large"}
+    assert sorted(map(program, jobs)) == sorted(map(program, programs(FULL)))
+    environment = surroundings(jobs, ("0", "1"), 31)
+    given = [environment(job, len(jobs) - place) for place, job in enumerate(jobs)]
+    count = [int(one["TORCHINDUCTOR_COMPILE_THREADS"]) for one in given]
+    assert count[0] == MOST_THREADS
+    assert count[len(count) // 2] == 1
+    assert count[-1] == MOST_THREADS  # the last one has the machine to itself
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in given[:3]] == ["0", "1", "0"]
+    assert "CUDA_VISIBLE_DEVICES" not in surroundings(jobs, (None,), 1)(jobs[0], 1)
+    assert [threads(150, 150.0, left, 31) for left in (100, 15, 8, 1)] == [1, 2, 3, MOST_THREADS]
+
+
+def test_a_case_is_measured_once_all_its_programs_are_there() -> None:
+    job = plan(("googlenet",), ("float16",), (1,), 1, 1)[0]
+    needed = [program(own) for own in programs([job])]
+    assert len(needed) == 3
+    assert compiled(job, set(needed))
+    assert not any(compiled(job, set(needed) - {one}) for one in needed)
+
+
+def test_how_many_prepare_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert preparing(None, gpus=2, cores=32) == 8
+    assert preparing(None, gpus=1, cores=64) == MOST_PREPARING
+    assert preparing(None, gpus=4, cores=4) == 1
+    assert preparing(3, gpus=1, cores=2) == 3
+    assert preparing(3, gpus=0, cores=32) == 1  # the processor is what is measured
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ("0", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-5c2e")
+    assert visible_gpus() == ("3", "GPU-5c2e")
 
 
 def test_what_is_kept_is_not_measured_again(tmp_path: Path) -> None:
@@ -73,13 +111,13 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             asked.append(f"compile {job.model} {job.backends[0]}")
             yield Row(*job.case, job.backends[0], None, 0.0, 1.0)
 
-    def measured(jobs: list[Job], **options: Any) -> Iterator[list[Row]]:
-        for job in jobs[: 1 if "stop" in asked else None]:
+    def in_turns(jobs: list[Job], **options: Any) -> Iterator[list[Row]]:
+        for job in jobs[: 2 if "stop" in asked else None]:
             asked.append(f"measure {job.model} {job.process}")
-            yield [Row(*job.case, b, ONE, 0.0, 1.0, process=job.process) for b in job.backends]
+            yield [Row(*job.case, b, ONE, 0.0, None, process=job.process) for b in job.backends]
 
-    monkeypatch.setattr(campaign, "together", together)
-    monkeypatch.setattr(campaign, "measured", measured)
+    monkeypatch.setattr(precompile, "together", together)
+    monkeypatch.setattr(campaign, "in_turns", in_turns)
     return asked
 
 
@@ -88,15 +126,34 @@ def test_it_compiles_first_stops_and_goes_on(fakes: list[str], tmp_path: Path) -
     fakes.append("stop")
     assert main(command) == 3
     measures = [text for text in fakes if text.startswith("measure")]
-    assert measures == ["measure two_tower 0", "measure two_tower 1"]
+    assert measures == ["measure two_tower 0", "measure deepfm 0"]
     assert fakes.index(measures[0]) == 1 + sum(text.startswith("compile") for text in fakes)
     fakes.clear()
     assert main(command) == 0
-    assert fakes == ["measure deepfm 0", "measure deepfm 1"]  # compiled is compiled
+    assert fakes == ["measure two_tower 1", "measure deepfm 1"]  # compiled is compiled
     results = load(tmp_path / "results.json")
     assert len(results.cases()) == 2
     assert {row.process for row in results.rows} == {0, 1}
     assert str(tmp_path) not in str(results.about["command"])
+
+
+def test_what_was_not_compiled_in_time_is_left_for_the_next_run(
+    fakes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = precompile.together
+
+    def cut_off(jobs: list[Job], **options: Any) -> Iterator[Row]:
+        yield from whole([job for job in jobs if job.model != "deepfm"], **options)
+
+    command = ["campaign", "--out", str(tmp_path), *SMALL]
+    with monkeypatch.context() as patched:
+        patched.setattr(precompile, "together", cut_off)
+        assert main(command) == 3
+    assert "2 are not compiled yet" in capsys.readouterr().out
+    assert {text for text in fakes if "deepfm" in text} == set()
+    assert main(command) == 0
+    assert [text for text in fakes if text.startswith("measure deepfm")] == ["measure deepfm 0", "measure deepfm 1"]
+    assert [case[0] for case in load(tmp_path / "results.json").cases()] == ["deepfm", "two_tower"]
 
 
 def test_what_could_not_be_reported_is_said(
@@ -106,6 +163,6 @@ def test_what_could_not_be_reported_is_said(
         for job in jobs:
             yield [Row(*job.case, "opara", None, 1.0, 1.0, process=job.process, problem="wrong: error 1")]
 
-    monkeypatch.setattr(campaign, "measured", failing)
+    monkeypatch.setattr(campaign, "in_turns", failing)
     assert main(["campaign", "--out", str(tmp_path), *SMALL]) == 1
     assert "not reported: deepfm float32 1 under opara: wrong: error 1" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+"""The way to be alone on a GPU, from the side of the one that asks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from bench import gate
+from bench.gate import Gate
+from opara_backend.execution import lane
+
+
+def recorded(answer: str = "0") -> tuple[Gate, list[str]]:
+    """A gate, and all that happens at it."""
+    seen: list[str] = []
+
+    def hear() -> str:
+        seen.append("hear")
+        return answer
+
+    return Gate(seen.append, hear, lambda: seen.append("finish")), seen
+
+
+INSIDE = ["finish", '"enter"', "hear", "inside", "finish", '"leave"']
+
+
+def test_without_a_gate_blocks_just_run() -> None:
+    before = lane.capture_best
+    with gate.alone(), gate.searching_alone():
+        assert lane.capture_best is before
+
+
+def test_its_own_work_is_done_before_it_asks_and_before_it_leaves() -> None:
+    way, seen = recorded()
+    with gate.through(way):
+        with gate.alone(), gate.alone():  # the inner one is in already
+            seen.append("inside")
+        with contextlib.suppress(ValueError), gate.alone():
+            seen.append("inside")
+            raise ValueError
+    assert seen == INSIDE * 2
+
+
+def test_a_search_asks_and_nothing_stays_wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    way, seen = recorded()
+
+    def search(what: str) -> str:
+        seen.append(what)
+        return "found"
+
+    monkeypatch.setattr(lane, "capture_best", search)
+    with gate.through(way):
+        with gate.searching_alone():
+            assert lane.capture_best("inside") == "found"
+        assert lane.capture_best is search
+    assert seen == INSIDE
+
+
+@pytest.mark.parametrize("broken", ["say", "hear"])
+def test_it_ends_when_nobody_grants_any_more(broken: str) -> None:
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    say: Callable[[str], None] = gone if broken == "say" else lambda text: None
+    with gate.through(Gate(say, lambda: "", lambda: None)), pytest.raises(SystemExit, match="has gone"), gate.alone():
+        raise AssertionError("it was not granted")
