@@ -7,6 +7,7 @@ data. Must not change: the record. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opara_backend.fallback import Fallback, why_host
@@ -28,15 +29,17 @@ from opara_backend.scheduling.simulator import simulate
 if TYPE_CHECKING:
     from opara_backend.execution.host import Plan
 
+REMEMBERED = "profile, candidates and schedule come from an earlier search (option remember)"
+
 Tried = Sequence[tuple[Schedule, float]]
 
 
 def graph_report(record: GraphRecord, estimate_for: DeviceSpec) -> model.GraphReport:
     """Everything known about one graph. A graph that was never planned is shown in program order."""
-    shapes = [
-        planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
-        for key, (plan, captured) in record.plans.items()
-    ]
+    shapes = []
+    for key, (plan, captured) in record.plans.items():
+        shape = planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
+        shapes.append(replace(shape, notes=(*shape.notes, REMEMBERED)) if key in record.remembered else shape)
     if not shapes and record.graph.kernels:
         shapes = [_unplanned_shape(record.graph, estimate_for)]
     graph = record.graph
