@@ -23,6 +23,8 @@ DEFAULTS: dict[str, Any] = {
     "copy_outputs": True,
     "max_captures": 16,
     "fallback": "warn",
+    "in_place": True,
+    "remember": True,
     "annotate": False,
 }
 ACCEPTABLE: dict[str, tuple[Any, ...]] = {
@@ -35,6 +37,8 @@ ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "copy_outputs": (True, False),
     "max_captures": (1, 4096),
     "fallback": ("warn", "error"),
+    "in_place": (True, False),
+    "remember": (True, False),
     "annotate": (True, False),
 }
 
