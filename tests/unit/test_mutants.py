@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import ALIGNMENT, MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
-from opara_backend.placement import PROMOTIONS, STARTS
+from opara_backend.placement import STARTS, TRIES
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify, with_waits
 from tests import reference
@@ -84,7 +84,7 @@ def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
     tried = []
     for weight in (sizes, areas):
         order = sorted(sizes, key=lambda n: (-weight[n], n))
-        for _ in range(1 + PROMOTIONS):
+        for _ in range(TRIES):
             found = placed_by(graph, schedule, order)
             tried.append((max((found[n] + sizes[n] for n in sizes), default=0), len(tried), found))
             if tried[-1][0] <= bound:
