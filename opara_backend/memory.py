@@ -132,7 +132,9 @@ def _written_over(graph: KernelGraph, schedule: Schedule, sizes: Mapping[str, in
     used: set[str] = set()
     for kernel in schedule.order:
         for read, written in graph.kernels[kernel].inplace:
-            if sizes.get(read, 0) != sizes.get(written, 1) or read in used | kept or written in over:
+            if written not in sizes or sizes.get(read) != sizes[written]:
+                continue
+            if read in used or read in kept or written in over:
                 continue
             if replaces(kernel, accesses[read], accesses[written], ancestors):
                 over[written] = over.get(read, read)

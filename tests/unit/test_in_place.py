@@ -120,6 +120,17 @@ def test_a_buffer_of_another_size_is_not_replaced() -> None:
     assert plan_memory(graph, with_waits(graph, [0] * 3, range(3))).arena_bytes == 3072
 
 
+@pytest.mark.parametrize("nbytes", [1, 2])
+@pytest.mark.parametrize("exclude", ["a", "b"])
+def test_what_somebody_else_allocates_takes_no_part(exclude: str, nbytes: int) -> None:
+    """However small it is: a single truth value takes one byte."""
+    graph = over(graph_of(("", "a"), ("a", "b"), ("b", "c"), buffers=sized("abc", nbytes)), k1="a>b", k2="b>c")
+    schedule = with_waits(graph, [0] * 3, range(3))
+    plan = plan_memory(graph, schedule, exclude=[exclude])
+    assert offsets(plan).keys() == set("abc") - {exclude}
+    verify_memory(graph, schedule, plan)
+
+
 def test_the_check_knows_when_it_is_wrong() -> None:
     """Sharing is refused for a kernel that does not say so, in another place, and while somebody else reads."""
     schedule = with_waits(CHAIN, [0] * 4, range(4))
