@@ -132,11 +132,9 @@ def _written_over(graph: KernelGraph, schedule: Schedule, sizes: Mapping[str, in
     used: set[str] = set()
     for kernel in schedule.order:
         for read, written in graph.kernels[kernel].inplace:
-            if written not in sizes or sizes.get(read) != sizes[written]:
-                continue
-            if read in used or read in kept or written in over:
-                continue
-            if replaces(kernel, accesses[read], accesses[written], ancestors):
+            fits = written in sizes and sizes.get(read) == sizes[written]
+            free = read not in kept and read not in used and written not in over
+            if fits and free and replaces(kernel, accesses[read], accesses[written], ancestors):
                 over[written] = over.get(read, read)
                 used.add(read)
     return over
@@ -241,7 +239,7 @@ def accesses_of(graph: KernelGraph) -> dict[str, int]:
 
 def ancestors_of(schedule: Schedule) -> list[int]:
     """For each kernel, the bit set of kernels that happen before it."""
-    found = [0] * len(schedule.stream)
+    found: dict[int, int] = {}
     last: dict[int, int] = {}
     for kernel in schedule.order:
         stream = schedule.stream[kernel]
@@ -250,7 +248,7 @@ def ancestors_of(schedule: Schedule) -> list[int]:
             bits |= found[before] | 1 << before
         found[kernel] = bits
         last[stream] = kernel
-    return found
+    return [found[kernel] for kernel in range(len(found))]
 
 
 def _ended(schedule: Schedule, touched: Sequence[int]) -> list[int]:

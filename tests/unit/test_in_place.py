@@ -20,9 +20,9 @@ BLOCK = 512
 
 
 def over(graph: KernelGraph, **pairs: str) -> KernelGraph:
-    """`graph` with kernels that may write in place, `k1="a>b"`: b over a."""
+    """`graph` with kernels that may write in place, `k1="a>b c>d"`: b over a and d over c."""
     kernels = [
-        replace(k, inplace=(tuple(pairs[k.name].split(">")),)) if k.name in pairs else k  # type: ignore[arg-type]
+        replace(k, inplace=tuple(tuple(pair.split(">")) for pair in pairs.get(k.name, "").split()))  # type: ignore[misc]
         for k in graph.kernels
     ]
     return replace(graph, kernels=tuple(kernels))
@@ -118,6 +118,30 @@ def test_a_buffer_of_another_size_is_not_replaced() -> None:
     buffers = [*sized("a"), *sized("b", 2048), Buffer("end", "input", 0)]
     graph = over(graph_of(("", "a"), ("a", "b"), ("b", "end"), buffers=buffers), k1="a>b")
     assert plan_memory(graph, with_waits(graph, [0] * 3, range(3))).arena_bytes == 3072
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sizes", "placed"),
+    [
+        ("a>c b>d", (2048, 1024, 1024, 1024), "b=d"),
+        ("a>c b>c", (1024, 1024, 1024, 512), "a=c"),
+        ("a>c a>d", (1024, 512, 1024, 1024), "a=c"),
+        ("a>d b>c", (1024, 1024, 1024, 1024), "a=d b=c"),
+    ],
+)
+def test_of_several_pairs_each_is_looked_at_and_each_buffer_used_once(
+    pairs: str, sizes: tuple[int, ...], placed: str
+) -> None:
+    """One kernel reads a and b, whose last use that is, and writes c and d."""
+    buffers = [Buffer(name, "intermediate", nbytes, planned=True) for name, nbytes in zip("abcd", sizes, strict=True)]
+    graph = over(
+        graph_of(("", "a b"), ("a b", "c d"), ("c d", "end"), buffers=[*buffers, Buffer("end", "input", 0)]), k1=pairs
+    )
+    plan = plan_memory(graph, schedule := with_waits(graph, [0] * 3, range(3)))
+    verify_memory(graph, schedule, plan)
+    places = offsets(plan)
+    shared = {(x, y) for x in "ab" for y in "cd" if places[x] == places[y]}
+    assert shared == {(pair[0], pair[2]) for pair in placed.split()}
 
 
 @pytest.mark.parametrize("nbytes", [1, 2])

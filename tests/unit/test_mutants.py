@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
-from opara_backend.memory import ALIGNMENT, MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.memory import (
+    ALIGNMENT,
+    MemoryPlan,
+    MemoryPlanError,
+    Placement,
+    lifetimes,
+    plan_memory,
+    verify_memory,
+)
 from opara_backend.placement import STARTS, TRIES
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify, with_waits
@@ -257,6 +265,8 @@ def test_a_plan_once_made_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         plan.arena_bytes = 0  # type: ignore[misc]
     assert hash(plan) == hash(replace(plan))
+    with pytest.raises(FrozenInstanceError):
+        lifetimes(CHAIN).end = ()  # type: ignore[misc]
 
 
 def test_a_graph_read_back_is_planned_like_the_graph_written() -> None:
