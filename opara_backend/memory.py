@@ -73,7 +73,7 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     for buffer in graph.buffers:
         touched = accesses.get(buffer.name)
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
-            begin[(touched & -touched).bit_length() - 1].append(buffer.name)
+            begin[next(members(touched))].append(buffer.name)
             end[touched.bit_length() - 1].append(buffer.name)
     return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
 
@@ -175,9 +175,8 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
-            if _in_place(graph, placement, other, accesses, ancestors, kept):
-                continue
-            if not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
+            in_place = _in_place(graph, placement, other, accesses, ancestors, kept)
+            if not in_place and not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
                 )
@@ -200,7 +199,7 @@ def _in_place(
     if (first.offset, first.nbytes) != (second.offset, second.nbytes):
         return False
     for read, written in ((first.buffer, second.buffer), (second.buffer, first.buffer)):
-        for kernel in members(accesses.get(read, 0) & accesses.get(written, 0)):
+        for kernel in members(accesses.get(written, 0)):
             says_so = (read, written) in graph.kernels[kernel].inplace and read not in kept
             if says_so and replaces(kernel, accesses[read], accesses[written], ancestors):
                 return True

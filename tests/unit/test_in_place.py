@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -169,6 +170,16 @@ def test_the_check_knows_when_it_is_wrong() -> None:
     placed = tuple(Placement(name, place * 1024, 1024) for name, place in zip("abcd", (0, 0, 1, 2), strict=True))
     with pytest.raises(MemoryPlanError, match="'a' and 'b'"):
         verify_memory(fork, with_waits(fork, (0, 0, 1, 0), range(4)), MemoryPlan(placed, 4096, ((),) * 4))
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations("abd")), ids="".join)
+def test_what_is_written_over_hides_nobody_else(names: tuple[str, ...]) -> None:
+    """b may lie over a; d, which is alive with both, may not lie there too, wherever it is named."""
+    graph = over(graph_of(("", "a d"), ("a", "b"), ("b d", "c"), buffers=sized("abcd")), k1="a>b")
+    schedule = with_waits(graph, [0] * 3, range(3))
+    there = tuple(Placement(name, 0, 1024) for name in names)
+    with pytest.raises(MemoryPlanError, match="'d'"):
+        verify_memory(graph, schedule, MemoryPlan((*there, Placement("c", 1024, 1024)), 2048, ((),) * 3))
 
 
 def test_pairs_survive_the_way_through_json_and_are_checked() -> None:
