@@ -12,10 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
-from opara_backend.memory import MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.memory import (
+    MemoryPlan,
+    MemoryPlanError,
+    Placement,
+    ancestors_of,
+    plan_memory,
+    replaces,
+    verify_memory,
+)
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from tests import reference
-from tests.strategies import graph_of, graphs_written_in_place
+from tests.strategies import graph_of, graphs_written_in_place, scheduled_graphs
 
 BLOCK = 512
 
@@ -83,6 +91,24 @@ def test_every_buffer_has_its_place_either_way(found: tuple[KernelGraph, Schedul
     assert plans[0].releases == plans[1].releases
 
 
+@given(scheduled_graphs(min_kernels=1), st.data())
+def test_a_kernel_may_replace_what_all_others_are_done_with(
+    found: tuple[KernelGraph, Schedule], data: st.DataObject
+) -> None:
+    """One buffer by another: who touches the one happens before the kernel, who touches the other after it."""
+    graph, schedule = found
+    before, kernels = reference.happens_before(schedule), range(len(graph))
+    kernel = data.draw(st.sampled_from(kernels))
+    earlier = {k for k in kernels if before[k][kernel]} | {kernel}
+    later = {k for k in kernels if before[kernel][k]} | {kernel}
+    stray = st.sets(st.sampled_from(kernels), max_size=1)
+    read = {kernel} | data.draw(st.sets(st.sampled_from(sorted(earlier)))) | data.draw(stray)
+    written = {kernel} | data.draw(st.sets(st.sampled_from(sorted(later)))) | data.draw(stray)
+    expected = read <= earlier and written <= later
+    sets = (sum(1 << k for k in chosen) for chosen in (read, written))
+    assert replaces(kernel, *sets, ancestors_of(schedule)) == expected
+
+
 CHAIN = graph_of(("", "a"), ("a", "b"), ("b", "c"), ("c", "end"), buffers=[*sized("abc"), Buffer("end", "input", 0)])
 
 
@@ -115,10 +141,27 @@ def test_an_output_is_never_written_over_but_may_lie_over_another() -> None:
     assert places["a"] == places["b"] != places["c"]
 
 
-def test_a_buffer_of_another_size_is_not_replaced() -> None:
-    buffers = [*sized("a"), *sized("b", 2048), Buffer("end", "input", 0)]
+def test_what_lies_under_an_output_is_kept_as_well_and_what_lies_under_another_is_not() -> None:
+    """b is returned and lies over a: nothing comes there later. d lies over c, where f may come."""
+    touched = (("", "a"), ("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("e", "f"), ("f", "end"))
+    graph = graph_of(*touched, outputs=("b",), buffers=[*sized("abcdef"), Buffer("end", "input", 0)])
+    graph = over(graph, k1="a>b", k3="c>d")
+    plan = plan_memory(graph, schedule := with_waits(graph, [0] * 7, range(7)))
+    verify_memory(graph, schedule, plan)
+    assert [name for name, place in offsets(plan).items() if place == offsets(plan)["a"]] == ["a", "b"]
+    assert plan.arena_bytes == 3 * 1024
+
+
+@pytest.mark.parametrize("nbytes", [512, 2048])
+def test_a_buffer_of_another_size_is_not_replaced(nbytes: int) -> None:
+    buffers = [*sized("a"), *sized("b", nbytes), Buffer("end", "input", 0)]
     graph = over(graph_of(("", "a"), ("a", "b"), ("b", "end"), buffers=buffers), k1="a>b")
-    assert plan_memory(graph, with_waits(graph, [0] * 3, range(3))).arena_bytes == 3072
+    schedule = with_waits(graph, [0] * 3, range(3))
+    assert plan_memory(graph, schedule).arena_bytes == 1024 + nbytes
+    for names in ("ab", "ba"):
+        there = tuple(Placement(name, 0, {"a": 1024, "b": nbytes}[name]) for name in names)
+        with pytest.raises(MemoryPlanError, match="live together"):
+            verify_memory(graph, schedule, MemoryPlan(there, 2048, ((),) * 3))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +227,10 @@ def test_what_is_written_over_hides_nobody_else(names: tuple[str, ...]) -> None:
 
 def test_pairs_survive_the_way_through_json_and_are_checked() -> None:
     graph = over(CHAIN, k1="a>b")
-    assert KernelGraph.from_json(graph.to_json()) == graph
+    again = KernelGraph.from_json(graph.to_json())
+    assert again == graph
     graph.verify()
+    schedule = with_waits(graph, [0] * 4, range(4))
+    assert plan_memory(again, schedule) == plan_memory(graph, schedule)
     with pytest.raises(Exception, match="in place"):
         over(CHAIN, k1="c>b").verify()

@@ -236,7 +236,8 @@ def test_a_place_larger_than_its_buffer_is_rejected() -> None:
 def test_a_place_for_a_buffer_nobody_touches_does_no_harm() -> None:
     """Claim: `verify_memory` objects only to buffers that are alive together; what is never touched never lives."""
     unused, place = Buffer("b", "intermediate", 512, planned=True), Placement("b", 0, 512)
-    verify_memory(KernelGraph((), (unused,), ()), Schedule((), (), ()), MemoryPlan((place,), 512, ()))
+    buffers, places = (unused, replace(unused, name="c")), (place, replace(place, buffer="c"))
+    verify_memory(KernelGraph((), buffers, ()), Schedule((), (), ()), MemoryPlan(places, 512, ()))
     graph = graph_of(("", "a"), outputs=["a"], buffers=[unused])
     for places in ((place, Placement("a", 0, 4096)), (Placement("a", 0, 4096), place)):
         verify_memory(graph, with_waits(graph, [0], [0]), MemoryPlan(places, 4096, ((),)))
