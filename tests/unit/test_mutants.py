@@ -280,6 +280,8 @@ def test_a_graph_read_back_is_planned_like_the_graph_written() -> None:
     assert plan == plan_memory(graph, schedule)
     assert plan.releases == ((), (), ("a",), ("b",))
     verify_memory(again, schedule, plan_memory(graph, schedule))
+    assert lifetimes(again) == lifetimes(graph)
+    assert lifetimes(graph).buffers == set("abc")
 
 
 def test_what_is_returned_and_owned_by_the_caller_is_not_dropped_either() -> None:
