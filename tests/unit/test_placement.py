@@ -15,13 +15,13 @@ from opara_backend.placement import STARTS, TRIES, members, place, side_by_side
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    """Sizes, areas and conflicts of up to ten buffers."""
+    """Sizes, areas and conflicts of up to ten buffers; some are said to conflict with themselves."""
     count = draw(st.integers(0, 10))
     names = [f"b{i}" for i in range(count)]
     sizes = {name: 512 * draw(st.integers(1, 5)) for name in names}
     areas = {name: sizes[name] * draw(st.integers(1, 9)) for name in names}
     conflicts = dict.fromkeys(names, 0)
-    for i, j in itertools.combinations(range(count), 2):
+    for i, j in itertools.combinations_with_replacement(range(count), 2):
         if draw(st.booleans()):
             conflicts[names[i]] |= 1 << j
             conflicts[names[j]] |= 1 << i
