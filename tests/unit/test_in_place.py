@@ -109,6 +109,16 @@ def test_a_kernel_may_replace_what_all_others_are_done_with(
     assert replaces(kernel, *sets, ancestors_of(schedule)) == expected
 
 
+def test_a_kernel_further_down_in_the_program_need_not_come_later() -> None:
+    """k2 follows k1 alone: what both k0 and k2 touch is not k0's to begin."""
+    graph = graph_of(("", "a"), ("", "b"), ("b", "c"))
+    ancestors = ancestors_of(with_waits(graph, (0, 1, 1), range(3)))
+    assert replaces(0, 0b001, 0b001, ancestors)
+    assert replaces(1, 0b010, 0b110, ancestors)
+    assert not replaces(0, 0b001, 0b101, ancestors)
+    assert not replaces(2, 0b101, 0b100, ancestors)
+
+
 CHAIN = graph_of(("", "a"), ("a", "b"), ("b", "c"), ("c", "end"), buffers=[*sized("abc"), Buffer("end", "input", 0)])
 
 
