@@ -18,7 +18,7 @@ import torch
 PRIVATE = ("--out", "--record", "--commit", "--caches")  # options whose values say where, not what
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], program: str = "python -m bench") -> str:
     """The command line that measures the same again."""
     kept: list[str] = []
     skip = False
@@ -27,11 +27,11 @@ def command(arguments: Sequence[str]) -> str:
         if not skip and not private:
             kept.append(argument)
         skip = private and "=" not in argument
-    return " ".join(["python -m bench", *kept])
+    return " ".join([program, *kept])
 
 
-def environment(commit: str | None) -> dict[str, Any]:
-    """The fields of `samples.ABOUT`. commit: where git cannot tell."""
+def environment(commit: str | None, program: str = "python -m bench") -> dict[str, Any]:
+    """The fields of `samples.ABOUT`. commit: where git cannot tell. program: what the arguments were given to."""
     on_gpu = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine(),
@@ -40,7 +40,7 @@ def environment(commit: str | None) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
         "commit": commit or _output("git", "rev-parse", "--short", "HEAD"),
-        "command": command(sys.argv[1:]),
+        "command": command(sys.argv[1:], program),
     }
 
 

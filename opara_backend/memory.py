@@ -73,7 +73,7 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     for buffer in graph.buffers:
         touched = accesses.get(buffer.name)
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
-            begin[(touched & -touched).bit_length() - 1].append(buffer.name)
+            begin[next(members(touched))].append(buffer.name)
             end[touched.bit_length() - 1].append(buffer.name)
     return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
 
@@ -132,9 +132,9 @@ def _written_over(graph: KernelGraph, schedule: Schedule, sizes: Mapping[str, in
     used: set[str] = set()
     for kernel in schedule.order:
         for read, written in graph.kernels[kernel].inplace:
-            if sizes.get(read, 0) != sizes.get(written, 1) or read in used | kept or written in over:
-                continue
-            if replaces(kernel, accesses[read], accesses[written], ancestors):
+            fits = written in sizes and sizes.get(read) == sizes[written]
+            free = read not in kept and read not in used and written not in over
+            if fits and free and replaces(kernel, accesses[read], accesses[written], ancestors):
                 over[written] = over.get(read, read)
                 used.add(read)
     return over
@@ -175,9 +175,8 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
-            if _in_place(graph, placement, other, accesses, ancestors, kept):
-                continue
-            if not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
+            in_place = _in_place(graph, placement, other, accesses, ancestors, kept)
+            if not in_place and not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
                 )
@@ -200,7 +199,7 @@ def _in_place(
     if (first.offset, first.nbytes) != (second.offset, second.nbytes):
         return False
     for read, written in ((first.buffer, second.buffer), (second.buffer, first.buffer)):
-        for kernel in members(accesses.get(read, 0) & accesses.get(written, 0)):
+        for kernel in members(accesses.get(written, 0)):
             says_so = (read, written) in graph.kernels[kernel].inplace and read not in kept
             if says_so and replaces(kernel, accesses[read], accesses[written], ancestors):
                 return True
@@ -239,7 +238,7 @@ def accesses_of(graph: KernelGraph) -> dict[str, int]:
 
 def ancestors_of(schedule: Schedule) -> list[int]:
     """For each kernel, the bit set of kernels that happen before it."""
-    found = [0] * len(schedule.stream)
+    found: dict[int, int] = {}
     last: dict[int, int] = {}
     for kernel in schedule.order:
         stream = schedule.stream[kernel]
@@ -248,7 +247,7 @@ def ancestors_of(schedule: Schedule) -> list[int]:
             bits |= found[before] | 1 << before
         found[kernel] = bits
         last[stream] = kernel
-    return found
+    return [found[kernel] for kernel in range(len(found))]
 
 
 def _ended(schedule: Schedule, touched: Sequence[int]) -> list[int]:

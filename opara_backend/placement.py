@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 Offsets = Mapping[str, int]
 
 STARTS = 8  # buffers from which a set that must lie side by side is grown
-PROMOTIONS = 8  # times that the buffer on top of the arena is given the first choice
+TRIES = 9  # with each order, the buffer that ended on top of the arena given the first choice in the next
 MANY = 400  # buffers with which each try takes so long that only the two orders are tried
 
 
@@ -24,25 +24,22 @@ def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping
     areas: how much of memory over time each buffer takes. conflicts: for each buffer, those it may not share with, as
     bits in the order of `sizes`. Tried: largest first, largest area first, then whatever ended on top first.
     """
-    if not sizes:
-        return {}, 0
     index = {name: i for i, name in enumerate(sizes)}
     bound = side_by_side(sizes, conflicts, STARTS)
-    by_size = sorted(sizes, key=lambda n: (-sizes[n], n))
-    by_area = sorted(sizes, key=lambda n: (-areas[n], n))
-    best: Offsets = {}
-    arena = sum(sizes.values()) + 1
+    by_name = sorted(sizes)
+    by_size = sorted(by_name, key=lambda n: sizes[n], reverse=True)
+    by_area = sorted(by_name, key=lambda n: areas[n], reverse=True)
+    tried: list[tuple[Offsets, int]] = []
     for order in (by_size, by_area):
-        for _ in range(1 + PROMOTIONS if len(sizes) <= MANY else 1):
-            found, needed = _best_fit(order, sizes, conflicts, index)
-            if needed < arena:
-                best, arena = found, needed
+        for _ in range(TRIES if len(sizes) <= MANY else 1):
+            found, arena = _best_fit(order, sizes, conflicts, index)
             if arena <= bound:
-                return best, arena
+                return found, arena
+            tried.append((found, arena))
             top = max(order, key=lambda n: (found[n] + sizes[n], n))
             order.remove(top)
             order.insert(0, top)
-    return best, arena
+    return min(tried, key=lambda pair: pair[1])
 
 
 def side_by_side(sizes: Mapping[str, int], conflicts: Mapping[str, int], starts: int) -> int:
@@ -51,14 +48,14 @@ def side_by_side(sizes: Mapping[str, int], conflicts: Mapping[str, int], starts:
     Grown greedily from each of the `starts` largest buffers.
     """
     names = list(sizes)
-    heavy = sorted(range(len(names)), key=lambda i: -sizes[names[i]])
+    heavy = sorted(range(len(names)), key=lambda i: sizes[names[i]], reverse=True)
     best = 0
     for start in heavy[:starts]:
         together, candidates = sizes[names[start]], conflicts[names[start]] & ~(1 << start)
         for i in heavy:
             if candidates >> i & 1:
                 together += sizes[names[i]]
-                candidates &= conflicts[names[i]] & ~(1 << i)
+                candidates &= conflicts[names[i]]
         best = max(best, together)
     return best
 
@@ -80,15 +77,13 @@ def _best_fit(
 
 def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
     """Offset of the smallest free gap of at least `nbytes` between `busy` intervals (sorted), else behind them all."""
-    best, best_size = -1, 0
+    gaps = []
     end = 0
     for start, stop in busy:
-        gap = start - end
-        if gap >= nbytes and (best < 0 or gap < best_size):
-            best, best_size = end, gap
-        if stop > end:
-            end = stop
-    return best if best >= 0 else end
+        if start - end >= nbytes:
+            gaps.append((start - end, end))
+        end = max(end, stop)
+    return min(gaps)[1] if gaps else end
 
 
 def members(bits: int) -> Iterator[int]:

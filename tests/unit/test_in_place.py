@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,18 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
-from opara_backend.memory import MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
+from opara_backend.memory import (
+    MemoryPlan,
+    MemoryPlanError,
+    Placement,
+    ancestors_of,
+    plan_memory,
+    replaces,
+    verify_memory,
+)
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from tests import reference
-from tests.strategies import graph_of, graphs_written_in_place
+from tests.strategies import graph_of, graphs_written_in_place, scheduled_graphs
 
 BLOCK = 512
 
 
 def over(graph: KernelGraph, **pairs: str) -> KernelGraph:
-    """`graph` with kernels that may write in place, `k1="a>b"`: b over a."""
+    """`graph` with kernels that may write in place, `k1="a>b c>d"`: b over a and d over c."""
     kernels = [
-        replace(k, inplace=(tuple(pairs[k.name].split(">")),)) if k.name in pairs else k  # type: ignore[arg-type]
+        replace(k, inplace=tuple(tuple(pair.split(">")) for pair in pairs.get(k.name, "").split()))  # type: ignore[misc]
         for k in graph.kernels
     ]
     return replace(graph, kernels=tuple(kernels))
@@ -82,6 +91,34 @@ def test_every_buffer_has_its_place_either_way(found: tuple[KernelGraph, Schedul
     assert plans[0].releases == plans[1].releases
 
 
+@given(scheduled_graphs(min_kernels=1), st.data())
+def test_a_kernel_may_replace_what_all_others_are_done_with(
+    found: tuple[KernelGraph, Schedule], data: st.DataObject
+) -> None:
+    """One buffer by another: who touches the one happens before the kernel, who touches the other after it."""
+    graph, schedule = found
+    before, kernels = reference.happens_before(schedule), range(len(graph))
+    kernel = data.draw(st.sampled_from(kernels))
+    earlier = {k for k in kernels if before[k][kernel]} | {kernel}
+    later = {k for k in kernels if before[kernel][k]} | {kernel}
+    stray = st.sets(st.sampled_from(kernels), max_size=1)
+    read = {kernel} | data.draw(st.sets(st.sampled_from(sorted(earlier)))) | data.draw(stray)
+    written = {kernel} | data.draw(st.sets(st.sampled_from(sorted(later)))) | data.draw(stray)
+    expected = read <= earlier and written <= later
+    sets = (sum(1 << k for k in chosen) for chosen in (read, written))
+    assert replaces(kernel, *sets, ancestors_of(schedule)) == expected
+
+
+def test_a_kernel_further_down_in_the_program_need_not_come_later() -> None:
+    """k2 follows k1 alone: what both k0 and k2 touch is not k0's to begin."""
+    graph = graph_of(("", "a"), ("", "b"), ("b", "c"))
+    ancestors = ancestors_of(with_waits(graph, (0, 1, 1), range(3)))
+    assert replaces(0, 0b001, 0b001, ancestors)
+    assert replaces(1, 0b010, 0b110, ancestors)
+    assert not replaces(0, 0b001, 0b101, ancestors)
+    assert not replaces(2, 0b101, 0b100, ancestors)
+
+
 CHAIN = graph_of(("", "a"), ("a", "b"), ("b", "c"), ("c", "end"), buffers=[*sized("abc"), Buffer("end", "input", 0)])
 
 
@@ -114,10 +151,62 @@ def test_an_output_is_never_written_over_but_may_lie_over_another() -> None:
     assert places["a"] == places["b"] != places["c"]
 
 
-def test_a_buffer_of_another_size_is_not_replaced() -> None:
-    buffers = [*sized("a"), *sized("b", 2048), Buffer("end", "input", 0)]
+def test_what_lies_under_an_output_is_kept_as_well_and_what_lies_under_another_is_not() -> None:
+    """b is returned and lies over a: nothing comes there later. d lies over c, where f may come."""
+    touched = (("", "a"), ("a", "b"), ("b", "c"), ("c", "d"), ("d", "e"), ("e", "f"), ("f", "end"))
+    graph = graph_of(*touched, outputs=("b",), buffers=[*sized("abcdef"), Buffer("end", "input", 0)])
+    graph = over(graph, k1="a>b", k3="c>d")
+    plan = plan_memory(graph, schedule := with_waits(graph, [0] * 7, range(7)))
+    verify_memory(graph, schedule, plan)
+    assert [name for name, place in offsets(plan).items() if place == offsets(plan)["a"]] == ["a", "b"]
+    assert plan.arena_bytes == 3 * 1024
+
+
+@pytest.mark.parametrize("nbytes", [512, 2048])
+def test_a_buffer_of_another_size_is_not_replaced(nbytes: int) -> None:
+    buffers = [*sized("a"), *sized("b", nbytes), Buffer("end", "input", 0)]
     graph = over(graph_of(("", "a"), ("a", "b"), ("b", "end"), buffers=buffers), k1="a>b")
-    assert plan_memory(graph, with_waits(graph, [0] * 3, range(3))).arena_bytes == 3072
+    schedule = with_waits(graph, [0] * 3, range(3))
+    assert plan_memory(graph, schedule).arena_bytes == 1024 + nbytes
+    for names in ("ab", "ba"):
+        there = tuple(Placement(name, 0, {"a": 1024, "b": nbytes}[name]) for name in names)
+        with pytest.raises(MemoryPlanError, match="live together"):
+            verify_memory(graph, schedule, MemoryPlan(there, 2048, ((),) * 3))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sizes", "placed"),
+    [
+        ("a>c b>d", (2048, 1024, 1024, 1024), "b=d"),
+        ("a>c b>c", (1024, 1024, 1024, 512), "a=c"),
+        ("a>c a>d", (1024, 512, 1024, 1024), "a=c"),
+        ("a>d b>c", (1024, 1024, 1024, 1024), "a=d b=c"),
+    ],
+)
+def test_of_several_pairs_each_is_looked_at_and_each_buffer_used_once(
+    pairs: str, sizes: tuple[int, ...], placed: str
+) -> None:
+    """One kernel reads a and b, whose last use that is, and writes c and d."""
+    buffers = [Buffer(name, "intermediate", nbytes, planned=True) for name, nbytes in zip("abcd", sizes, strict=True)]
+    graph = over(
+        graph_of(("", "a b"), ("a b", "c d"), ("c d", "end"), buffers=[*buffers, Buffer("end", "input", 0)]), k1=pairs
+    )
+    plan = plan_memory(graph, schedule := with_waits(graph, [0] * 3, range(3)))
+    verify_memory(graph, schedule, plan)
+    places = offsets(plan)
+    shared = {(x, y) for x in "ab" for y in "cd" if places[x] == places[y]}
+    assert shared == {(pair[0], pair[2]) for pair in placed.split()}
+
+
+@pytest.mark.parametrize("nbytes", [1, 2])
+@pytest.mark.parametrize("exclude", ["a", "b"])
+def test_what_somebody_else_allocates_takes_no_part(exclude: str, nbytes: int) -> None:
+    """However small it is: a single truth value takes one byte."""
+    graph = over(graph_of(("", "a"), ("a", "b"), ("b", "c"), buffers=sized("abc", nbytes)), k1="a>b", k2="b>c")
+    schedule = with_waits(graph, [0] * 3, range(3))
+    plan = plan_memory(graph, schedule, exclude=[exclude])
+    assert offsets(plan).keys() == set("abc") - {exclude}
+    verify_memory(graph, schedule, plan)
 
 
 def test_the_check_knows_when_it_is_wrong() -> None:
@@ -136,9 +225,22 @@ def test_the_check_knows_when_it_is_wrong() -> None:
         verify_memory(fork, with_waits(fork, (0, 0, 1, 0), range(4)), MemoryPlan(placed, 4096, ((),) * 4))
 
 
+@pytest.mark.parametrize("names", list(itertools.permutations("abd")), ids="".join)
+def test_what_is_written_over_hides_nobody_else(names: tuple[str, ...]) -> None:
+    """b may lie over a; d, which is alive with both, may not lie there too, wherever it is named."""
+    graph = over(graph_of(("", "a d"), ("a", "b"), ("b d", "c"), buffers=sized("abcd")), k1="a>b")
+    schedule = with_waits(graph, [0] * 3, range(3))
+    there = tuple(Placement(name, 0, 1024) for name in names)
+    with pytest.raises(MemoryPlanError, match="'d'"):
+        verify_memory(graph, schedule, MemoryPlan((*there, Placement("c", 1024, 1024)), 2048, ((),) * 3))
+
+
 def test_pairs_survive_the_way_through_json_and_are_checked() -> None:
     graph = over(CHAIN, k1="a>b")
-    assert KernelGraph.from_json(graph.to_json()) == graph
+    again = KernelGraph.from_json(graph.to_json())
+    assert again == graph
     graph.verify()
+    schedule = with_waits(graph, [0] * 4, range(4))
+    assert plan_memory(again, schedule) == plan_memory(graph, schedule)
     with pytest.raises(Exception, match="in place"):
         over(CHAIN, k1="c>b").verify()

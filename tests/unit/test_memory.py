@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from opara_backend import memory
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import (
     ALIGNMENT,
@@ -73,6 +75,24 @@ def test_buffers_share_bytes_only_if_one_is_dead_before_the_other_is_born(found:
             if overlap(first, second):
                 assert may_share(graph, before, first.buffer, second.buffer), (first, second)
     verify_memory(graph, schedule, plan)
+
+
+@given(scheduled_graphs())
+def test_what_is_placed_is_told_sizes_areas_and_conflicts(found: tuple[KernelGraph, Schedule]) -> None:
+    """Sizes in whole blocks; areas: those times the launches lived through; conflicts: all pairs that may not share."""
+    graph, schedule = found
+    with mock.patch.object(memory, "place", wraps=memory.place) as place:
+        placements = plan_memory(graph, schedule).placements
+    sizes, areas, conflicts = place.call_args.args
+    names = [p.buffer for p in placements]
+    assert list(sizes) == list(areas) == list(conflicts) == names
+    assert sizes == {p.buffer: aligned(p.nbytes) for p in placements}
+    before = reference.happens_before(schedule)
+    for name in names:
+        launches = [schedule.order.index(kernel) for kernel in reference.users(graph, name)]
+        assert areas[name] == sizes[name] * (max(launches) - min(launches) + 1)
+        together = [other == name or not may_share(graph, before, name, other) for other in names]
+        assert conflicts[name] == sum(1 << i for i, conflict in enumerate(together) if conflict)
 
 
 @given(scheduled_graphs(), st.booleans())
@@ -324,3 +344,4 @@ def test_lifetimes_reach_from_the_first_to_the_last_kernel_that_touches(found: t
     assert ended == {name: max(users) for name, users in used.items() if users}
     assert sum(map(len, lives.begin)) == len(begun)
     assert sum(map(len, lives.end)) == len(ended)
+    assert lives.buffers == begun.keys()

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import Buffer, KernelGraph
-from opara_backend.memory import ALIGNMENT, MemoryPlan, MemoryPlanError, Placement, plan_memory, verify_memory
-from opara_backend.placement import PROMOTIONS, STARTS
+from opara_backend.memory import (
+    ALIGNMENT,
+    MemoryPlan,
+    MemoryPlanError,
+    Placement,
+    lifetimes,
+    plan_memory,
+    verify_memory,
+)
+from opara_backend.placement import STARTS, TRIES
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify, with_waits
 from tests import reference
@@ -84,7 +92,7 @@ def best_fit(graph: KernelGraph, schedule: Schedule) -> dict[str, int]:
     tried = []
     for weight in (sizes, areas):
         order = sorted(sizes, key=lambda n: (-weight[n], n))
-        for _ in range(1 + PROMOTIONS):
+        for _ in range(TRIES):
             found = placed_by(graph, schedule, order)
             tried.append((max((found[n] + sizes[n] for n in sizes), default=0), len(tried), found))
             if tried[-1][0] <= bound:
@@ -228,7 +236,8 @@ def test_a_place_larger_than_its_buffer_is_rejected() -> None:
 def test_a_place_for_a_buffer_nobody_touches_does_no_harm() -> None:
     """Claim: `verify_memory` objects only to buffers that are alive together; what is never touched never lives."""
     unused, place = Buffer("b", "intermediate", 512, planned=True), Placement("b", 0, 512)
-    verify_memory(KernelGraph((), (unused,), ()), Schedule((), (), ()), MemoryPlan((place,), 512, ()))
+    buffers, places = (unused, replace(unused, name="c")), (place, replace(place, buffer="c"))
+    verify_memory(KernelGraph((), buffers, ()), Schedule((), (), ()), MemoryPlan(places, 512, ()))
     graph = graph_of(("", "a"), outputs=["a"], buffers=[unused])
     for places in ((place, Placement("a", 0, 4096)), (Placement("a", 0, 4096), place)):
         verify_memory(graph, with_waits(graph, [0], [0]), MemoryPlan(places, 4096, ((),)))
@@ -257,6 +266,8 @@ def test_a_plan_once_made_does_not_change() -> None:
     with pytest.raises(FrozenInstanceError):
         plan.arena_bytes = 0  # type: ignore[misc]
     assert hash(plan) == hash(replace(plan))
+    with pytest.raises(FrozenInstanceError):
+        lifetimes(CHAIN).end = ()  # type: ignore[misc]
 
 
 def test_a_graph_read_back_is_planned_like_the_graph_written() -> None:
@@ -269,6 +280,8 @@ def test_a_graph_read_back_is_planned_like_the_graph_written() -> None:
     assert plan == plan_memory(graph, schedule)
     assert plan.releases == ((), (), ("a",), ("b",))
     verify_memory(again, schedule, plan_memory(graph, schedule))
+    assert lifetimes(again) == lifetimes(graph)
+    assert lifetimes(graph).buffers == set("abc")
 
 
 def test_what_is_returned_and_owned_by_the_caller_is_not_dropped_either() -> None:
