@@ -74,9 +74,9 @@ def replaying(found: Found, schedules: int, progress: Progress | None = None) ->
     original = module.capture_best
 
     def capture_best(
-        runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory
+        runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, *more: Any
     ) -> tuple[Plan, CapturedGraph, Tried]:
-        plan, captured, tried = original(runtime, graph, arguments, memory)
+        plan, captured, tried = original(runtime, graph, arguments, memory, *more)
         expected = _outputs(captured)
         found.kernels += len(graph)
         task = progress.add_task(found.model, total=schedules) if progress else None

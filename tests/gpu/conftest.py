@@ -21,10 +21,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
-@pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def nothing_remembered() -> Iterator[None]:
     """Every test searches for itself; those of what is remembered start processes of their own."""
-    monkeypatch.setattr(winners, "place", lambda *_: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(winners, "place", lambda *_: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

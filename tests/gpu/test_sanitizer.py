@@ -32,13 +32,17 @@ print("done")
 """
 
 
+# An API call that fails and is dealt with is no error: asking a graph for edges without asking for their kinds is one.
+OPTIONS = {"memcheck": ("--report-api-errors", "no")}
+
+
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_nothing_is_found(tool: str) -> None:
     sanitizer = shutil.which("compute-sanitizer")
     if sanitizer is None:
         pytest.skip("compute-sanitizer is not installed: it is part of the CUDA toolkit")
     done = subprocess.run(
-        [sanitizer, "--tool", tool, "--error-exitcode", "7", sys.executable, "-c", SCRIPT],
+        [sanitizer, "--tool", tool, *OPTIONS.get(tool, ()), "--error-exitcode", "7", sys.executable, "-c", SCRIPT],
         capture_output=True,
         text=True,
         timeout=400,
