@@ -112,7 +112,13 @@ class Service:
         self.replace()
 
     def replace(self) -> None:
-        """A new model, compiled anew and called with every size there will be; the old one is dropped."""
+        """A new model, compiled anew and called with every size there will be; the old one is dropped.
+
+        What was compiled for it goes when Python finds it, as its class is part of a reference cycle: now, so that
+        memory tells what is kept, and not when the collector last ran.
+        """
+        self.call = self.model = None
+        gc.collect()
         self.model = _with_own_code(self._make()).to(self.device).eval()
         self.call = torch.compile(self.model, backend="opara", dynamic=True, options={"max_captures": 4})
         for rows in range(1, ROWS + 1):
@@ -182,6 +188,17 @@ def turns(services: list[Service], world: Gate, seed: int, until: float, done: C
                 errors.append(f"thread {seed}: {traceback.format_exc()}")
 
 
+def reserved_by() -> list[dict[str, Any]]:
+    """What the allocator holds in the end, by kind of pool and size of segment: the first twenty by bytes."""
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for segment in torch.cuda.memory_snapshot():
+        pool = "default" if tuple(segment["segment_pool_id"]) == (0, 0) else "graphs"
+        row = found.setdefault((pool, segment["total_size"]), Counter())
+        row.update(segments=1, bytes=segment["total_size"], in_use=segment["allocated_size"])
+    ordered = sorted(found.items(), key=lambda item: -item[1]["bytes"])
+    return [{"pool": pool, "segment": size, **row} for (pool, size), row in ordered[:20]]
+
+
 def flat(samples: list[int]) -> bool:
     """True if the last third never needs more than the two before, but for one byte in fifty."""
     start = 2 * len(samples) // 3
@@ -220,11 +237,13 @@ def soak(minutes: float, threads: int, device: str) -> dict[str, Any]:
         "minutes": round((time.monotonic() - started) / 60, 2),
         "threads": threads,
         "done": dict(sorted(done.items())),
+        "graphs": len(_all(records)),
         "replays": sum(r.replays for r in _all(records)),
         "other_calls": sum(r.other_calls for r in _all(records)),
         "fallbacks": dict(Counter(step.reason.value for r in _all(records) for step in r.fallbacks)),
         "reserved_bytes": reserved,
         "memory_flat": flat(reserved),
+        "reserved_by": reserved_by() if device == "cuda" else [],
         "errors": errors[:20],
     }
 

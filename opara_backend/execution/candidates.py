@@ -81,19 +81,44 @@ def capture_best(
 def _search(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
 ) -> tuple[Plan, CapturedGraph, Tried]:
-    """Profile the kernels, capture every schedule that is to be tried, and keep the one that replays fastest."""
+    """Profile the kernels, capture and time every schedule that is to be tried, and capture the fastest for good.
+
+    Candidates work in a memory pool of their own, which goes with them: it holds what all of them need, on every stream
+    that one of them uses, workspaces of libraries included.
+    """
     record = runtime.record
     # What the first run left, and pools of models that are gone, are of use to others only once the device has them.
     torch.cuda.empty_cache()
+    apart = Memory(torch.cuda.graph_pool_handle(), memory.supply)
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
         profile, chained = profile_on_cuda(
-            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
+            graph, lambda probe: capture_plan(runtime.program, chain, arguments, apart, probe)
         )
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
+    seconds = _race(runtime, plans, chain, chained, arguments, apart) if len(plans) > 1 else [0.0]
+    chained.reset()
+    torch.cuda.empty_cache()
+    fastest = plans[min(range(len(plans)), key=seconds.__getitem__)]
+    with record.stage("capture"):
+        captured = capture_plan(runtime.program, fastest, arguments, memory)
+    tried = [(plan.schedule, taken) for plan, taken in zip(plans, seconds, strict=True)]
+    return fastest, captured, tried if len(plans) > 1 else []
+
+
+def _race(
+    runtime: Runtime,
+    plans: Sequence[Plan],
+    chain: Plan,
+    chained: CapturedGraph,
+    arguments: StaticArguments,
+    memory: Memory,
+) -> list[float]:
+    """Seconds per replay of each of `plans`; `chained` is `chain`, captured already."""
+    record = runtime.record
     needed, held = max(plan.memory.arena_bytes for plan in plans), chained.arena.nbytes
     keep = needed <= held or held <= HELD_TWICE
     if not keep:
@@ -101,22 +126,16 @@ def _search(
         torch.cuda.empty_cache()
     widest = memory.supply(needed)  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
-        tried: list[tuple[Plan, CapturedGraph]] = []
+        racing = []
         for plan in plans:
-            there = keep and plan.schedule == chain.schedule  # one stream in program order: it has just been captured
-            tried.append((plan, chained if there else capture_plan(runtime.program, plan, arguments, memory)))
+            there = keep and plan.schedule == chain.schedule  # one stream in program order
+            racing.append(chained if there else capture_plan(runtime.program, plan, arguments, memory))
     del widest  # from now on it lives as long as a graph that works in it
-    if all(captured is not chained for _, captured in tried):
-        chained.reset()
-    if len(tried) == 1:
-        return (*tried[0], [])
     with record.stage("search"):
-        seconds = seconds_per_replay([captured for _, captured in tried], runtime.options.search_seconds)
-    best = min(range(len(tried)), key=seconds.__getitem__)
-    for index, (_, captured) in enumerate(tried):
-        if index != best:
-            captured.reset()
-    return (*tried[best], [(plan.schedule, taken) for (plan, _), taken in zip(tried, seconds, strict=True)])
+        seconds = seconds_per_replay(racing, runtime.options.search_seconds)
+    for captured in racing:
+        captured.reset()
+    return seconds
 
 
 def capture_plan(

@@ -61,12 +61,15 @@ class Captures:
         """False once making captures does not pay: they are displaced, or their parameters move, before they serve."""
         return self._made < CAPTURES_PER_SLOT * self.limit + self._clock // REPLAYS_PER_CAPTURE
 
-    def make_room(self) -> None:
-        """Give up what nobody can call any more, and the least recently used beyond `limit - 1`."""
+    def give_up_expired(self) -> None:
+        """Give up what nobody can call any more."""
         for key in list(self._by_shape):
             for capture, _ in list(self._by_shape[key]):
                 if capture.expired():
                     self._give_up(key, capture)
+
+    def make_room(self) -> None:
+        """Give up the least recently used beyond `limit - 1`."""
         while len(self) >= self.limit:
             _, key, capture = min(
                 ((used[0], key, capture) for key, same in self._by_shape.items() for capture, used in same),

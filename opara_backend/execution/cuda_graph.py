@@ -75,7 +75,9 @@ class CapturedGraph:
         self.outputs, self.arena.bytes = (), None
 
     def reset(self) -> None:
-        """Give the graph's memory back; the graph cannot be replayed after."""
+        """Give the graph's memory back, if it has not been; the graph cannot be replayed after."""
+        if self.outputs is None:
+            return
         if self._stream is not None and not torch.cuda.is_current_stream_capturing():
             # A replay under way still works in that memory. Not the whole device: another thread may be capturing.
             self._stream.synchronize()

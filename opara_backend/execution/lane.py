@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -72,6 +73,19 @@ class _NamedCaptured(_Captured):
             return super().__call__(args, stream)
 
 
+_LANES: weakref.WeakSet[CudaLane] = weakref.WeakSet()
+
+
+def give_up_expired() -> None:
+    """Give back the memory of graphs whose parameters are gone, in every lane.
+
+    A dropped model's lane may be part of a reference cycle, and Python's collector, which counts objects and not what
+    they hold of a GPU, may not look at it for minutes.
+    """
+    for lane in tuple(_LANES):
+        lane.give_up_expired()
+
+
 class CudaLane:
     """Calls of one Runtime on one CUDA device."""
 
@@ -90,6 +104,7 @@ class CudaLane:
         self._never = self._why_never()
         self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
+        _LANES.add(self)
 
     def __call__(self, key: Key, args: list[Any]) -> tuple[Any, ...]:
         if os.getpid() != self._process:  # before the lock, which the fork may have copied locked
@@ -225,6 +240,7 @@ class CudaLane:
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
         program = self.runtime.program
+        give_up_expired()
         self._captures.make_room()
         arguments = StaticArguments(program, graph, args)
         decided, memory = self._decided.get(key), Memory(self._memory_pool(), self._shared)
@@ -249,8 +265,17 @@ class CudaLane:
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""
         if not len(self._captures):
+            torch.cuda.empty_cache()  # what the last one held is of no use to anyone before
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
+
+    def give_up_expired(self) -> None:
+        """Give back the memory of graphs whose parameters are gone; of a lane at work, another time."""
+        if self._process == os.getpid() and self._lock.acquire(blocking=False):
+            try:
+                self._captures.give_up_expired()
+            finally:
+                self._lock.release()
 
     def release(self) -> None:
         """Give back all captured graphs and their memory."""

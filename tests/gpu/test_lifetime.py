@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -96,6 +97,32 @@ def test_reset_then_call_again() -> None:
             torch._dynamo.reset()
     assert len(records) == 3
     assert all(r.replays == 2 and not r.fallbacks for r in records)
+
+
+def test_dropped_models_that_python_has_not_collected_hold_no_graphs() -> None:
+    """A class made for one model is part of a reference cycle, and with it all that was compiled for its code."""
+
+    def used() -> None:
+        model = Branches().cuda().eval()
+        forward = types.FunctionType(Branches.forward.__code__.replace(), Branches.forward.__globals__)
+        model.__class__ = type("Own", (Branches,), {"forward": forward})
+        x = torch.randn(8, 512, device="cuda")
+        with torch.inference_mode():
+            call = torch.compile(model, backend="opara", options={"candidates": 2, "search_seconds": 0.0})
+            for _ in range(3):
+                torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+
+    used()
+    before = settled()[0]
+    gc.disable()
+    try:
+        held = []
+        for _ in range(12):
+            used()
+            held.append(torch.cuda.memory_reserved() - before)
+    finally:
+        gc.enable()
+    assert max(held[6:]) <= 1.5 * max(held[:3]), held
 
 
 def failing(original: Callable[..., Any], late: bool) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ def serve(kept: Captures, key: tuple[int, ...], address: int, freed: set[int]) -
     """One call, as the lane makes it; returns the capture that served it or was made after it."""
     found = kept.find(key, (address,))
     if found is None:
+        kept.give_up_expired()
         kept.make_room()
         found = Fake(address, freed)
         kept.add(key, found)
