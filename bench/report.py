@@ -19,13 +19,14 @@ def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara
         "| kernels | streams |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    ratios = []
+    ratios, processes = [], set()
     for case in results.cases():
         stock, mine = results.of(case, base), results.of(case, ours)
         if not stock or not mine or case[2] != batch:
             continue
         ratio = median(stock, "gpu") / median(mine, "gpu")
         ratios.append(ratio)
+        processes.add(len(mine))
         lines.append(
             f"| {case[0]} {case[1]} | {_ms(stock, 'gpu')} | {_ms(mine, 'gpu')} | **{ratio:.2f}x** | "
             f"{_ms(stock, 'wall')} | {_ms(mine, 'wall')} | {mine[0].kernels} | {mine[0].streams} |"
@@ -33,10 +34,11 @@ def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara
     if ratios:
         lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
     about = results.about
+    count = " to ".join(str(n) for n in sorted({min(processes, default=0), max(processes, default=0)}))
     lines.append("")
     lines.append(
-        f"{about['device']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}: "
-        f"`{about['command']}`"
+        f"{about['device']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}, {count} "
+        f"process{'' if count == '1' else 'es'} a case: `{about['command']}`"
     )
     return "\n".join(lines)
 

@@ -34,9 +34,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["h200-float16", "h200-float32"])
-def test_committed_files_of_any_schema_are_read(name: str) -> None:
+def test_committed_files_are_read(name: str) -> None:
     results = load(documents.RESULTS / f"{name}.json")
-    assert {r.process for r in results.rows} == {0}
+    assert 0 in {r.process for r in results.rows}
     assert all(results.of(case, "opara") for case in results.cases())
 
 
