@@ -28,6 +28,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import REMEMBERED, Options
 from opara_backend.profiling.device import current_device_spec
 from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES
 from opara_backend.scheduling.schedule import Schedule
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,12 @@ class Winner:
 
 
 def place(program: Program, graph: KernelGraph, shape: object, options: Options) -> Path | None:
-    """The file for `graph` (sizes bound) of `shape`; None if nothing is to be kept, by our option or Inductor's."""
-    if not options.remember or upstream.inductor_config.force_disable_caches:
+    """The file for `graph` (sizes bound) of `shape`; None if nothing is to be kept, by our option or Inductor's.
+
+    Nor is what somebody's own policy does: its name says nothing of how it has changed since.
+    """
+    own = options.policy not in ("auto", *BUILT_IN_POLICIES) or options.launch_order not in BUILT_IN_ORDERS
+    if own or not options.remember or upstream.inductor_config.force_disable_caches:
         return None
     device = torch.device(graph.device)
     what = (

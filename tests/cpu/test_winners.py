@@ -69,6 +69,8 @@ def test_every_difference_that_counts_has_a_place_of_its_own(folder: Path) -> No
 
 def test_off_by_option_and_with_inductors_caches(folder: Path) -> None:
     assert winners.place(program(FORK), FORK, (), Options(remember=False)) is None
+    assert winners.place(program(FORK), FORK, (), Options(policy="of my own")) is None
+    assert winners.place(program(FORK), FORK, (), Options(launch_order="of my own")) is None
     with upstream.inductor_config.patch(force_disable_caches=True):
         assert winners.place(program(FORK), FORK, (), Options()) is None
     winners.keep(None, None)  # type: ignore[arg-type]  # nothing happens
