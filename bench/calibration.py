@@ -51,8 +51,8 @@ class Calibration:
     spearman: rank correlation of predicted and measured seconds. attainable: that of the measured seconds and the same
     with noise. error: mean of |predicted / measured - 1|. first_choice: measured seconds of the schedule predicted
     best, over those of the best measured; best_tried: of the best among one stream and those predicted best, `TRIED`
-    in all; best_picked: of the best among the `TRIED` that the search picks from its menu, None where one of them was
-    not measured. spread: slowest over fastest measured schedule, one stream left out.
+    in all; best_picked: of the best measured one among the `TRIED` that the search picks from its menu, None where none
+    was. spread: slowest over fastest measured schedule, one stream left out.
     """
 
     graph: str
@@ -80,7 +80,7 @@ def calibrate(recording: Recording, costs: CostModel | None = None) -> Calibrati
         error=round(statistics.fmean(abs(p / m - 1) for p, m in zip(predicted, measured, strict=True)), 4),
         first_choice=round(measured[predicted.index(min(predicted))] / min(measured), 4),
         best_tried=round(min(measured[i] for i in ranked[:TRIED]) / min(measured), 4),
-        best_picked=None if picked is None else round(min(picked) / min(measured), 4),
+        best_picked=round(min(picked) / min(measured), 4) if picked else None,
         spread=round(max(parallel) / min(parallel), 4),
     )
 
@@ -98,12 +98,11 @@ def predicted_and_measured(recording: Recording, costs: CostModel | None) -> tup
     return predicted, [item.seconds for item in recording.measured]
 
 
-def seconds_picked(recording: Recording) -> list[float] | None:
-    """Measured seconds of what the search picks, one stream first; None if one of them was not measured."""
+def seconds_picked(recording: Recording) -> list[float]:
+    """Measured seconds of what the search picks, one stream first; without those nobody measured."""
     measured = {_launches(item.schedule): item.seconds for item in recording.measured}
-    picked = candidates(recording.graph, recording.profile, count=TRIED, streams=WIDTH)
-    found = [measured.get(_launches(schedule)) for schedule in picked]
-    return [seconds for seconds in found if seconds is not None] if None not in found else None
+    picked = map(_launches, candidates(recording.graph, recording.profile, count=TRIED, streams=WIDTH))
+    return [measured[launches] for launches in picked if launches in measured]
 
 
 def _launches(schedule: Schedule) -> tuple[object, ...]:

@@ -44,6 +44,7 @@ COMBINATIONS = (  # policy, launch order, streams
     ("list_k", "critical_path", 4),
     ("list_k", "critical_path", 8),
     ("list_k", "opara", 8),
+    ("just_in_time", "critical_path", 4),
     ("sequential", "program", 1),
 )
 

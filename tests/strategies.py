@@ -16,7 +16,7 @@ from opara_backend.scheduling.schedule import Schedule
 
 POLICIES = tuple(sorted(BUILT_IN_POLICIES))
 # Those that ask for no edges beside the graph's own, so that no wait of theirs can be spared.
-FREE_POLICIES = tuple(name for name in POLICIES if name != "wavefront")
+FREE_POLICIES = tuple(name for name in POLICIES if name not in ("wavefront", "just_in_time"))
 ORDERS = tuple(sorted(BUILT_IN_ORDERS))
 WIDTHS = st.sampled_from([1, 2, 3, 8])
 _ACTIONS = ("planned", "allocated", "two", "whole", "part", "in place", "overwrite", "random")

@@ -1,21 +1,26 @@
 """Stream allocation by simulating time: critical-path list scheduling, and breadth-first waves.
 
-Takes: a KernelGraph, its Profile, a number of streams. Gives: a stream per kernel, and for waves the edges that keep
-them apart. Must not change: the graph. Imports no torch. Deterministic; ties go to program order.
+Takes: a KernelGraph, its Profile, a number of streams. Gives: a stream per kernel, and where a policy wants kernels to
+wait that need not, the edges for it. Must not change: the graph. Imports no torch. Deterministic; ties go to program
+order.
 
 | policy | source |
 | --- | --- |
 | list_k | Graham's list scheduling with longest-remaining-path priorities (Graham 1966; Hu 1961) |
+| just_in_time | the same, with kernels that wait for nothing as late as possible (ALAP; Paulin and Knight 1989) |
 | wavefront | Rammer's breadth-first waves (Ma et al., OSDI 2020): a wave starts when the one before has ended |
 """
 
 from __future__ import annotations
 
 import heapq
+from dataclasses import replace
 
 from opara_backend.kernel_graph import Edge, KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.priorities import longest_remaining_path
+
+LEAD = 10e-6  # seconds: what launching may be late by, and what a kernel may take longer beside others
 
 
 def list_k(graph: KernelGraph, profile: Profile, width: int) -> tuple[int, ...]:
@@ -54,6 +59,37 @@ def list_k(graph: KernelGraph, profile: Profile, width: int) -> tuple[int, ...]:
                 if not waiting[after]:
                     heapq.heappush(ready, (-priority[after], after))
     return tuple(stream)
+
+
+def just_in_time(graph: KernelGraph, profile: Profile, width: int) -> tuple[tuple[int, ...], tuple[Edge, ...]]:
+    """`list_k`, with kernels that wait for nothing held back until shortly before they are needed, by further edges.
+
+    Inductor lays out weights by kernels that read parameters alone. They could all run first, and then what they write
+    takes memory, and the place of other things in the cache, until some layer far behind reads it. Each of them is made
+    to follow the kernel that ends last, of those on the slowest chain to its first reader, before it has to begin:
+    `LEAD` and its own duration before all else that the reader needs is there on any number of streams.
+    """
+    durations = profile.durations()
+    ends = [0.0] * len(graph)  # at the earliest
+    for kernel in range(len(graph)):
+        ends[kernel] = durations[kernel] + max((ends[before] for before in graph.predecessors(kernel)), default=0.0)
+
+    def slowest(kernels: list[int]) -> int | None:
+        return max(kernels, key=lambda k: (ends[k], k), default=None)
+
+    edges = []
+    for kernel in range(len(graph)):
+        if graph.predecessors(kernel) or not graph.successors(kernel):
+            continue
+        reader = min(graph.successors(kernel), key=lambda k: (ends[k] - durations[k], k))
+        begin = ends[reader] - durations[reader] - durations[kernel] - LEAD
+        before = slowest([k for k in graph.predecessors(reader) if k != kernel])
+        while before is not None and (ends[before] > begin or before > kernel):  # edges point forward in program order
+            before = slowest(list(graph.predecessors(before)))
+        if before is not None:
+            edges.append(Edge(before, kernel, "ORDER", ""))
+    held_back = replace(graph, edges=(*graph.edges, *edges))
+    return list_k(held_back, profile, width), tuple(edges)
 
 
 def wavefront(graph: KernelGraph, width: int) -> tuple[tuple[int, ...], tuple[Edge, ...]]:

@@ -43,6 +43,7 @@ BUILT_IN_POLICIES: Mapping[str, StreamPolicy] = MappingProxyType(
         "nimble": lambda graph, profile, width: Allocation(chains.nimble(graph)),
         "wavefront": lambda graph, profile, width: Allocation(*list_scheduling.wavefront(graph, width)),
         "list_k": lambda graph, profile, width: Allocation(list_scheduling.list_k(graph, profile, width)),
+        "just_in_time": lambda graph, profile, width: Allocation(*list_scheduling.just_in_time(graph, profile, width)),
         "sequential": lambda graph, profile, width: Allocation(streams.sequential(graph)),
     }
 )

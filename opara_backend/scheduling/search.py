@@ -36,6 +36,11 @@ MENU: tuple[tuple[str, str, int | None], ...] = (
     ("nimble", "program", 4),
     ("list_k", "critical_path", 6),
     ("opara", "opara", 4),
+    ("just_in_time", "critical_path", 4),
+    ("just_in_time", "critical_path", 3),
+    ("just_in_time", "critical_path", None),
+    ("just_in_time", "program", 4),
+    ("just_in_time", "critical_path", 2),
     ("wavefront", "critical_path", None),
     ("wavefront", "program", 4),
 )

@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "annotate": False,
 }
 ACCEPTABLE: dict[str, tuple[Any, ...]] = {
-    "policy": ("auto", "opara", "nimble", "wavefront", "list_k", "sequential"),
+    "policy": ("auto", "opara", "nimble", "wavefront", "list_k", "just_in_time", "sequential"),
     "launch_order": ("opara", "critical_path", "program", "random"),
     "streams": (1, 128),
     "candidates": (1, 256),

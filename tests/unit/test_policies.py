@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench import recorded
-from opara_backend.kernel_graph import KernelGraph
+from opara_backend.kernel_graph import Edge, KernelGraph
+from opara_backend.memory import plan_memory
 from opara_backend.profiling.profile import KernelProfile, Profile
 from opara_backend.scheduling import launch_order, list_scheduling, streams
 from opara_backend.scheduling.chains import nimble, transitive_reduction
@@ -28,6 +29,7 @@ from opara_backend.scheduling.policies import (
     policy_names,
 )
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
+from opara_backend.scheduling.simulator import simulate
 from tests import reference
 from tests.strategies import (
     FREE_POLICIES,
@@ -320,3 +322,47 @@ def test_list_k_stays_on_the_stream_of_the_predecessor_waited_for_last() -> None
     graph = graph_with_edges(5, [(0, 3), (1, 3), (2, 4)])
     profile = Profile(tuple(KernelProfile(seconds, 0.5) for seconds in (10.0, 1.0, 2.0, 5.0, 1.0)))
     assert list_scheduling.list_k(graph, profile, 3) == (0, 1, 2, 0, 2)
+
+
+def laid_out(durations: list[float], reader: int) -> tuple[KernelGraph, Profile]:
+    """A chain of kernels, and one that reads nothing, written just before `reader` of the chain, which reads it."""
+    count = len(durations)
+    order = [*range(reader), count - 1, *range(reader, count - 1)]  # the free kernel stands in front of its reader
+    place = {kernel: index for index, kernel in enumerate(order)}
+    edges = [(place[k], place[k + 1]) for k in range(count - 2)] + [(place[count - 1], place[reader])]
+    graph = graph_with_edges(count, sorted(edges))
+    return graph, Profile(tuple(KernelProfile(durations[kernel], 0.5) for kernel in order))
+
+
+def test_what_waits_for_nothing_is_held_back_until_it_is_needed() -> None:
+    """Ten kernels of 10 us in a row; 2 us of laying out for the last: 12 us before 90 us, so behind the seventh."""
+    graph, profile = laid_out([10e-6] * 10 + [2e-6], reader=9)
+    assert list_scheduling.list_k(graph, profile, 2)[9] == 1
+    stream, edges = list_scheduling.just_in_time(graph, profile, 2)
+    assert edges == (Edge(6, 9, "ORDER", ""),)
+    assert stream[9] != stream[7]
+    schedule = build(graph, profile, policy="just_in_time", launch_order="critical_path", streams=2)
+    before = reference.happens_before(schedule)
+    assert before[6][9]
+    assert not before[7][9]
+
+
+def test_what_is_needed_soon_is_not_held_back() -> None:
+    graph, profile = laid_out([3e-6] * 4 + [2e-6], reader=3)
+    assert list_scheduling.just_in_time(graph, profile, 2) == (list_scheduling.list_k(graph, profile, 2), ())
+
+
+@pytest.mark.parametrize("recording", recorded.load_all(), ids=lambda recording: recording.name)
+def test_holding_back_costs_no_time_and_saves_memory(recording: recorded.Recording) -> None:
+    graph, profile = recording.graph, recording.profile
+    assert profile.device is not None
+    found = []
+    for policy in ("just_in_time", "list_k"):
+        schedule = build(graph, profile, policy=policy, launch_order="critical_path", streams=4)
+        arena = plan_memory(graph, schedule).arena_bytes
+        found.append((simulate(graph, profile, schedule, profile.device).makespan, arena))
+    (held, held_bytes), (at_once, at_once_bytes) = found
+    assert held <= 1.005 * at_once
+    assert held_bytes <= 1.05 * at_once_bytes
+    if "resnet" in recording.name or "inception" in recording.name:
+        assert held_bytes <= 0.75 * at_once_bytes

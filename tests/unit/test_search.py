@@ -88,10 +88,11 @@ def test_a_chain_has_one_candidate(streams: int) -> None:
 
 @pytest.mark.parametrize("recording", recorded.load_all(), ids=lambda r: r.name)
 def test_of_six_that_were_measured_the_best_is_nearly_the_best_of_all(recording: recorded.Recording) -> None:
+    """Of six that are picked now the recordings know three at least: they are older than `just_in_time`."""
     measured = {shape(item.schedule): item.seconds for item in recording.measured}
     tried = [shape(schedule) for schedule in candidates(recording.graph, recording.profile, count=6, streams=8)]
     found = [measured[schedule] for schedule in tried if schedule in measured]
-    assert len(found) >= 5, "nearly all that is on the menu was measured"
+    assert len(found) >= 3
     assert min(found) <= 1.06 * min(measured.values())
 
 
