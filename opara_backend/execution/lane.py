@@ -74,6 +74,7 @@ class _NamedCaptured(_Captured):
 
 
 _LANES: weakref.WeakSet[CudaLane] = weakref.WeakSet()
+_LANES_LOCK = threading.Lock()
 
 
 def give_up_expired() -> None:
@@ -82,7 +83,9 @@ def give_up_expired() -> None:
     A dropped model's lane may be part of a reference cycle, and Python's collector, which counts objects and not what
     they hold of a GPU, may not look at it for minutes.
     """
-    for lane in tuple(_LANES):
+    with _LANES_LOCK:
+        lanes = tuple(_LANES)
+    for lane in lanes:
         lane.give_up_expired()
 
 
@@ -104,7 +107,8 @@ class CudaLane:
         self._never = self._why_never()
         self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
-        _LANES.add(self)
+        with _LANES_LOCK:
+            _LANES.add(self)
 
     def __call__(self, key: Key, args: list[Any]) -> tuple[Any, ...]:
         if os.getpid() != self._process:  # before the lock, which the fork may have copied locked

@@ -151,7 +151,9 @@ def test_the_best_picked_is_the_best_of_what_the_search_would_measure() -> None:
     renamed = [replace(item, schedule=replace(item.schedule, policy="as recorded")) for item in measured]
     best = Measured(other, 2e-6)
     assert calibrate(replace(recording, measured=(best, *reversed(renamed)))).best_picked == 1.5
-    assert calibrate(replace(recording, measured=(best, *renamed[1:]))).best_picked == 2.0, "without what nobody measured"
+    assert calibrate(replace(recording, measured=(best, *renamed[1:]))).best_picked == 2.0, (
+        "without what nobody measured"
+    )
 
 
 def launches(schedule: Schedule) -> tuple[object, ...]:
