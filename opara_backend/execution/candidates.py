@@ -29,6 +29,7 @@ from opara_backend.profiling.timing import profile_on_cuda
 from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
+from opara_backend.scheduling.search import kept
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -81,7 +82,7 @@ def capture_best(
 def _search(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
 ) -> tuple[Plan, CapturedGraph, Tried]:
-    """Profile the kernels, capture and time every schedule that is to be tried, and capture the fastest for good.
+    """Profile the kernels, capture and time every schedule that is to be tried, and capture the best for good.
 
     Candidates work in a memory pool of their own, which goes with them: it holds what all of them need, on every stream
     that one of them uses, workspaces of libraries included.
@@ -102,11 +103,10 @@ def _search(
     seconds = _race(runtime, plans, chain, chained, arguments, apart) if len(plans) > 1 else [0.0]
     chained.reset()
     torch.cuda.empty_cache()
-    fastest = plans[min(range(len(plans)), key=seconds.__getitem__)]
+    best = plans[kept(schedules, [plan.memory.arena_bytes for plan in plans], seconds)]
     with record.stage("capture"):
-        captured = capture_plan(runtime.program, fastest, arguments, memory)
-    tried = [(plan.schedule, taken) for plan, taken in zip(plans, seconds, strict=True)]
-    return fastest, captured, tried if len(plans) > 1 else []
+        captured = capture_plan(runtime.program, best, arguments, memory)
+    return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []
 
 
 def _race(

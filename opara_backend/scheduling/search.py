@@ -3,14 +3,14 @@
 Takes: a KernelGraph and its Profile, how many candidates may be tried, a width. Gives: schedules to measure, one
 stream first, then the most promising. Must not change: anything. Imports no torch. Deterministic.
 
-The simulator only decides what is worth measuring; what is kept is decided on the device. One stream is always among
-the candidates, so the result is never slower than the same kernels in a row.
+The simulator only decides what is worth measuring; what is kept is decided by what the device took (`kept`). One stream
+is always among the candidates, so the result is never slower than the same kernels in a row.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from opara_backend.kernel_graph import KernelGraph
@@ -45,6 +45,7 @@ MENU: tuple[tuple[str, str, int | None], ...] = (
     ("wavefront", "program", 4),
 )
 RANDOM_CANDIDATES = 240
+NOISE = 1.005  # times the fastest: what is measured closer together changes places when measured again
 
 
 def candidates(
@@ -74,6 +75,17 @@ def candidates(
     if device is not None and len(ranked) >= count:
         ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
     return (sequential, *ranked[: max(0, count - 1)])
+
+
+def kept(candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequence[float]) -> int:
+    """Which candidate to keep: of those as fast as the fastest, the one that takes the least memory.
+
+    arenas: bytes of each one's arena. seconds: measured, per replay. Fewer streams come before a smaller arena, because
+    libraries keep a workspace per stream, which is larger than most arenas.
+    """
+    fastest = min(seconds)
+    alike = [i for i in range(len(seconds)) if seconds[i] <= NOISE * fastest]
+    return min(alike, key=lambda i: (candidates[i].streams, arenas[i], seconds[i], i))
 
 
 def _shape(schedule: Schedule) -> tuple[object, ...]:

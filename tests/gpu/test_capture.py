@@ -15,6 +15,7 @@ from opara_backend.execution import candidates, cuda_graph
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.profiling.resources import graph_structure
 from opara_backend.report.record import collect
+from opara_backend.scheduling.search import NOISE
 
 
 class Branches(nn.Module):
@@ -87,7 +88,7 @@ def test_streams_option_bounds_the_width(
     assert graph_width(graph.graph.raw_cuda_graph()) == 2
 
 
-def test_the_fastest_candidate_is_kept(model: nn.Module, x: Tensor) -> None:
+def test_as_fast_a_candidate_as_any_is_kept(model: nn.Module, x: Tensor) -> None:
     with torch.inference_mode(), collect() as records:
         call = torch.compile(model, backend="opara", options={"candidates": 5})
         call(x)
@@ -98,7 +99,10 @@ def test_the_fastest_candidate_is_kept(model: nn.Module, x: Tensor) -> None:
     assert captured
     assert 2 <= len(tried) <= 5
     assert tried[0][0].streams == 1
-    assert plan.schedule == min(tried, key=lambda entry: entry[1])[0]
+    (seconds,) = (seconds for schedule, seconds in tried if schedule == plan.schedule)
+    fastest, least = min(tried, key=lambda entry: entry[1])
+    assert seconds <= NOISE * least
+    assert plan.schedule.streams <= fastest.streams
 
 
 def test_outputs_belong_to_the_caller(model: nn.Module, x: Tensor) -> None:

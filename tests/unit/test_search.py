@@ -13,7 +13,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
-from opara_backend.scheduling.search import MENU, candidates
+from opara_backend.scheduling.search import MENU, NOISE, candidates, kept
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import WIDTHS, graph_with_edges
@@ -77,6 +77,34 @@ def test_beyond_the_menu_come_random_orders() -> None:
     found = candidates(FORK, FORK_PROFILE, count=60, streams=8)
     assert len(found) == 60
     assert sum("random" in schedule.policy for schedule in found) >= 60 - 1 - len(MENU)
+
+
+def on(streams: int) -> Schedule:
+    return Schedule(tuple(range(streams)), tuple(range(streams)), ((),) * streams)
+
+
+@pytest.mark.parametrize(
+    ("streams", "arenas", "seconds", "index"),
+    [
+        ((1, 4, 8), (1, 9, 9), (3.0, 2.0, 1.0), 2),  # the fastest
+        ((1, 8, 4), (1, 9, 9), (3.0, 1.0, 1.004), 2),  # as fast, on fewer streams
+        ((1, 4, 4), (1, 9, 5), (3.0, 1.0, 1.004), 2),  # as fast, in less memory
+        ((1, 4, 4), (1, 5, 5), (3.0, 1.004, 1.0), 2),  # alike in all but the last thousandth
+        ((1, 8, 4), (1, 9, 9), (3.0, 1.0, 1.006), 1),  # not as fast
+        ((1, 2), (5, 1), (1.0, 1.0), 0),  # one stream needs the least
+    ],
+)
+def test_of_those_as_fast_as_the_fastest_the_one_that_needs_least_is_kept(
+    streams: tuple[int, ...], arenas: tuple[int, ...], seconds: tuple[float, ...], index: int
+) -> None:
+    assert kept([on(count) for count in streams], arenas, seconds) == index
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 9), st.floats(1e-6, 1e-2)), min_size=1))
+def test_what_is_kept_is_as_fast_as_anything(measured: list[tuple[int, int, float]]) -> None:
+    streams, arenas, seconds = zip(*measured, strict=True)
+    index = kept([on(count) for count in streams], arenas, seconds)
+    assert seconds[index] <= NOISE * min(seconds)
 
 
 @pytest.mark.parametrize("streams", [1, 8])
