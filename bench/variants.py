@@ -13,7 +13,8 @@ Errors: ValueError naming what was given and what is accepted.
 | opara:paper | Algorithms 1 and 2 unchanged, on as many streams as Algorithm 1 opens (128 at most) |
 | opara:POLICY-unfused, opara:unfused | the same on ATen's kernels: Inductor's mode "lite" generates none |
 
-After a colon stand parts with commas between: a policy, or KEY=VALUE for any option (`opara:paper,candidates=28`).
+After a colon stand parts with commas between: a policy, or KEY=VALUE for any option (`opara:paper,candidates=28`,
+`reduce-overhead:freezing=True`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ UNFUSED = "unfused"
 
 @dataclass(frozen=True)
 class Variant:
-    """One backend. options: ours and Inductor's, for opara alone. unfused: on ATen's kernels."""
+    """One backend. options: ours and Inductor's. unfused: on ATen's kernels."""
 
     name: str
     kind: str
@@ -50,7 +51,8 @@ class Variant:
     @property
     def kernels(self) -> str:
         """Variants of the same word run the same kernels, so one cache of compiled code serves them all."""
-        return f"{self.kind}-{UNFUSED}" if self.unfused else self.kind
+        given = [f"{key}={value}" for key, value in self.options.items() if key not in ACCEPTED]  # Inductor's
+        return "-".join([self.kind, *([UNFUSED] if self.unfused else []), *given])
 
     def compile(self, model: nn.Module, *, remember: bool = False) -> Callable[..., Any]:
         """`model` under this backend, compiled at its first call.
@@ -63,7 +65,10 @@ class Variant:
         if self.kind == "cudagraph":
             return EagerGraph(model)
         if self.kind in STOCK_MODES:
-            return torch.compile(model, mode=STOCK_MODES[self.kind])
+            mode = STOCK_MODES[self.kind]
+            if not self.options:
+                return torch.compile(model, mode=mode)
+            return torch.compile(model, options={**mode_options(mode), **self.options})  # it takes no mode beside them
         options = {**unfused_options(self.unfused), "remember": remember, **self.options}
         return torch.compile(model, backend="opara", options=options)
 
@@ -73,6 +78,12 @@ def variant(name: str) -> Variant:
     kind, _, rest = name.partition(":")
     if (kind in ("eager", "cudagraph") or kind in STOCK_MODES) and not rest:
         return Variant(name, kind)
+    if kind in STOCK_MODES and all("=" in part for part in rest.split(",")):
+        stock = {key: _typed(value) for key, _, value in (part.partition("=") for part in rest.split(","))}
+        if own := sorted(stock.keys() & ACCEPTED.keys()):
+            raise ValueError(f"{name!r}: {', '.join(own)} is an option of opara's, and {kind} is stock Inductor")
+        parse(stock, None)
+        return Variant(name, kind, stock)
     if kind != "opara":
         raise ValueError(f"unknown backend {name!r}; accepted: {', '.join(accepted())}")
     options: dict[str, Any] = {}
@@ -102,11 +113,14 @@ def accepted() -> tuple[str, ...]:
 
 def unfused_options(unfused: bool = True) -> dict[str, Any]:
     """Inductor's options that keep every operator ATen's own: its mode "lite", seen in 2.11 and 2.13."""
-    if not unfused:
-        return {}
+    return mode_options("lite" if unfused else None)
+
+
+def mode_options(mode: str | None) -> dict[str, Any]:
+    """What one of Inductor's modes sets."""
     from opara_backend import upstream
 
-    return dict(upstream.list_mode_options()["lite"])
+    return dict(upstream.list_mode_options()[mode]) if mode is not None else {}
 
 
 def defaults() -> tuple[str, ...]:

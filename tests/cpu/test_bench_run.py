@@ -155,3 +155,10 @@ def test_distance() -> None:
     assert distance(one, one) == 0
     assert distance(two, one) == pytest.approx(1.0)
     assert distance(one, [torch.ones(4)]) == float("inf")
+
+
+def test_stock_inductor_takes_its_options() -> None:
+    model = torch.nn.Linear(8, 8).eval()
+    with torch.inference_mode():
+        call = variant("inductor:freezing=True,max_fusion_size=4").compile(model)
+        torch.testing.assert_close(call(torch.ones(2, 8)), model(torch.ones(2, 8)))

@@ -36,8 +36,25 @@ def test_what_a_name_stands_for(name: str, options: dict[str, object], unfused: 
 
 
 @pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("opara:nimble,freezing=True", "opara-freezing=True"),
+        ("opara:paper-unfused,freezing=True,streams=4", "opara-unfused-freezing=True"),
+        ("reduce-overhead:freezing=True", "reduce-overhead-freezing=True"),
+        ("inductor", "inductor"),
+    ],
+)
+def test_inductors_options_make_other_kernels(name: str, kernels: str) -> None:
+    assert variant(name).options.get("freezing", False) is ("freezing" in name)
+    assert variant(name).kernels == kernels
+
+
+@pytest.mark.parametrize(
     ("name", "said"),
     [
+        ("reduce-overhead:streams=4", "streams is an option of opara's"),
+        ("inductor:frezing=True", "did you mean 'freezing'"),
+        ("inductor:fast", "unknown backend"),
         ("nonesuch", "unknown backend 'nonesuch'; accepted: eager, cudagraph, inductor"),
         ("eager:fast", "unknown backend"),
         ("opara:rammer", "unknown policy 'rammer'"),
