@@ -27,6 +27,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from bench.about import environment
 from opara_backend import __version__
 from opara_backend.report.record import GraphRecord, collect
 
@@ -263,10 +264,8 @@ def main() -> int:
     logging.basicConfig(level=logging.ERROR)
     found = {
         "schema": "opara.soak/1",
-        "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
-        "torch": torch.__version__,
+        **environment(chosen.commit or None),
         "opara": __version__,
-        "commit": chosen.commit,
         "command": f"python -m tests.soak --minutes {chosen.minutes:g} --threads {chosen.threads}",
         **soak(chosen.minutes, chosen.threads, device),
     }
