@@ -84,3 +84,19 @@ def test_a_lane_is_not_kept_alive_by_being_known() -> None:
     del here
     gc.collect()
     assert not len(lane._LANES)
+
+
+def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters that move leave a pool behind each time, on which nothing can be captured any more."""
+    handles, emptied = iter(range(100)), []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    here, graph = a_lane(), Graph(False)
+    assert here._memory_pool() == 0
+    here._captures.add((), graph)
+    assert here._memory_pool() == 0
+    assert len(emptied) == 1
+    graph.gone = True
+    here.give_up_expired()
+    assert here._memory_pool() == 1
+    assert len(emptied) == 2

@@ -1,0 +1,173 @@
+"""How a search goes about its captures: what is kept, what is given back and when. Captures and times are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from opara_backend.execution import candidates, winners
+from opara_backend.execution.candidates import HELD_TWICE, Memory, capture_best
+from opara_backend.execution.host import Plan
+from opara_backend.execution.program import Program
+from opara_backend.execution.runtime import Runtime
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.options import Options
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.search import NOISE
+from tests.gpu_profiles import GPU, kernel
+from tests.strategies import graph_with_edges
+
+LANES, APART = "the lane's pool", "a pool of its own"
+FORK = replace(graph_with_edges(6, [(0, k) for k in range(1, 5)] + [(k, 5) for k in range(1, 5)]), device="cuda:0")
+PROFILE = Profile(tuple(kernel(1e-6 * (3 + k), 20) for k in range(6)), GPU)
+
+
+@dataclass
+class Piece:
+    """Memory of an arena."""
+
+    nbytes: int
+
+
+@dataclass(eq=False)
+class Captured:
+    """Stands in for a captured graph."""
+
+    plan: Plan
+    pool: str
+    arena: Piece
+    outputs: tuple[Any, ...] | None = ()
+
+    def give_up_arena(self) -> None:
+        self.arena = Piece(0)
+
+    def reset(self) -> None:
+        self.outputs = None
+
+
+@dataclass
+class World:
+    """What the search is given in place of a GPU. seconds: of a schedule; alive: graphs there at the last capture."""
+
+    seconds: Callable[[Schedule], float] = lambda schedule: 1.0 / schedule.streams
+    arena: int = 1
+    made: list[Captured] = field(default_factory=list)
+    raced: list[Captured] = field(default_factory=list)
+    alive: list[Captured] = field(default_factory=list)
+    profiled: int = 0
+
+    def capture_plan(self, program: Program, plan: Plan, arguments: Any, memory: Memory, probe: Any = None) -> Captured:
+        self.alive = [made for made in self.made if made.outputs is not None]
+        self.made.append(Captured(plan, memory.pool, Piece(self.arena)))
+        return self.made[-1]
+
+    def profile_on_cuda(self, graph: KernelGraph, capture: Callable[[Any], Captured]) -> tuple[Profile, Captured]:
+        self.profiled += 1
+        capture(lambda kernel: None).reset()
+        return PROFILE, capture(None)
+
+    def seconds_per_replay(self, graphs: Sequence[Captured], budget: float) -> list[float]:
+        assert all(graph.outputs is not None for graph in graphs)
+        self.raced = list(graphs)
+        return [self.seconds(graph.plan.schedule) for graph in graphs]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    world = World()
+    for name in ("capture_plan", "profile_on_cuda", "seconds_per_replay"):
+        monkeypatch.setattr(candidates, name, getattr(world, name))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: APART)
+    monkeypatch.setattr(winners, "place", lambda program, graph, shape, options: tmp_path / f"{shape}.json")
+    return world
+
+
+def search(shape: object = (), **options: Any) -> tuple[Runtime, Plan, Captured, list[tuple[Schedule, float]]]:
+    runtime = Runtime(Program(lambda *_: iter(()), FORK.to_json()), FORK, Options(**options))
+    plan, captured, tried = capture_best(runtime, FORK, None, Memory(LANES, Piece), shape)  # type: ignore[arg-type]
+    return runtime, plan, captured, tried  # type: ignore[return-value]
+
+
+def test_the_winner_is_captured_for_good_when_all_others_are_gone(world: World) -> None:
+    _, plan, captured, tried = search()
+    assert len(tried) > 2
+    assert [made.pool for made in world.made] == [APART] * (len(world.made) - 1) + [LANES]
+    assert captured is world.made[-1]
+    assert captured.plan is plan
+    assert world.alive == []
+    assert [made for made in world.made if made.outputs is not None] == [captured]
+
+
+def test_as_fast_as_any_of_those_tried(world: World) -> None:
+    _, plan, _, tried = search()
+    (taken,) = {seconds for schedule, seconds in tried if schedule == plan.schedule}
+    assert taken <= NOISE * min(seconds for _, seconds in tried)
+    assert plan.schedule.streams > 1
+    world.seconds = lambda schedule: float(schedule.streams)
+    _, plan, _, _ = search("another shape")
+    assert plan.schedule.streams == 1
+
+
+def test_the_chain_that_was_profiled_is_the_candidate_on_one_stream(world: World) -> None:
+    search()
+    profiled = world.made[1]
+    assert world.raced[0] is profiled
+    assert profiled.plan.schedule.streams == 1
+    assert len(world.made) == 2 + (len(world.raced) - 1) + 1
+
+
+@pytest.mark.parametrize(("held", "again"), [(HELD_TWICE, False), (HELD_TWICE + 1, True), (1 << 30, False)])
+def test_but_not_if_that_would_hold_a_large_arena_twice(
+    world: World, monkeypatch: pytest.MonkeyPatch, held: int, again: bool
+) -> None:
+    """Arenas of all candidates take 100 MB; 1 GB, as another shape left it, holds them all."""
+    plan = Runtime.plan
+
+    def large(*args: Any, **kwargs: Any) -> Plan:
+        made = plan(*args, **kwargs)
+        return replace(made, memory=replace(made.memory, arena_bytes=100_000_000))
+
+    monkeypatch.setattr(Runtime, "plan", large)
+    world.arena = held
+    search()
+    profiled = world.made[1]
+    assert (profiled not in world.raced) == again
+    assert profiled.arena.nbytes == (0 if again else held)
+
+
+def test_one_policy_by_name_is_not_raced(world: World) -> None:
+    _, plan, captured, tried = search(policy="nimble")
+    assert plan.schedule.policy.startswith("nimble/")
+    assert (tried, world.raced) == ([], [])
+    assert captured is world.made[-1]
+    assert captured.pool == LANES
+    assert world.profiled == 1
+
+
+def test_what_is_remembered_is_captured_and_nothing_else(world: World) -> None:
+    _, first, _, tried = search()
+    world.made.clear()
+    world.raced.clear()
+    runtime, plan, captured, again = search()
+    assert world.made == [captured]
+    assert world.profiled == 1
+    assert (plan.schedule, plan.profile, again) == (first.schedule, first.profile, tried)
+    assert runtime.record.remembered == {()}
+    assert runtime.record.stages.search == runtime.record.stages.profile == 0.0
+
+
+def test_what_is_remembered_and_wrong_is_searched_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, first, _, _ = search()
+    broken = replace(first.schedule, waits=((),) * len(FORK))
+    monkeypatch.setattr(winners, "find", lambda path, graph: winners.Winner(first.profile, broken))
+    runtime, plan, _, _ = search()
+    assert world.profiled == 2
+    assert plan.schedule == first.schedule
+    assert not runtime.record.remembered
