@@ -32,7 +32,7 @@ print("done")
 """
 
 
-# An API call that fails and is dealt with is no error: asking a graph for edges without asking for their kinds is one.
+# A call that fails and is dealt with is no error: cuda-bindings, at its first use, asks for functions of later drivers.
 OPTIONS = {"memcheck": ("--report-api-errors", "no")}
 
 
