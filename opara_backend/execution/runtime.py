@@ -122,11 +122,13 @@ class Runtime:
         captured: outputs will be copied out of the arena; otherwise they are handed out and must not lie in it.
         """
         owned = [] if captured else [name for name in graph.outputs if name is not None]
-        memory = plan_memory(graph, schedule, exclude=owned, in_place=self.options.in_place)
         start = time.perf_counter()
-        verify(graph, schedule)
+        verify(graph, schedule)  # before planning, which believes it
+        checked = time.perf_counter()
+        memory = plan_memory(graph, schedule, exclude=owned, in_place=self.options.in_place)
+        planned = time.perf_counter()
         verify_memory(graph, schedule, memory)
-        return Plan(graph, profile, schedule, memory, time.perf_counter() - start)
+        return Plan(graph, profile, schedule, memory, checked - start + time.perf_counter() - planned)
 
     def step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
         step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)

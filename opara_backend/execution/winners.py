@@ -68,7 +68,7 @@ def place(program: Program, graph: KernelGraph, shape: object, options: Options)
 
 
 def find(path: Path | None, graph: KernelGraph) -> Winner | None:
-    """The winner in `path`; None if there is none that this version can read and that is about `graph`."""
+    """The winner in `path`; None if there is none that this version can read. Its schedule is yet to be verified."""
     if path is None:
         return None
     try:
@@ -78,9 +78,7 @@ def find(path: Path | None, graph: KernelGraph) -> Winner | None:
     except (OSError, UnicodeDecodeError, codec.FormatError) as error:
         log.info("searching anew: what is remembered cannot be read: %s: %s", path, error)
         return None
-    schedule, kernels = winner.schedule, list(range(len(graph)))
-    fitting = sorted(schedule.order) == kernels and len(schedule.stream) == len(schedule.waits) == len(kernels)
-    if not fitting or len(winner.profile.kernels) != len(kernels):
+    if len(winner.profile.kernels) != len(graph) or winner.schedule.streams > len(graph):
         log.info("searching anew: what is remembered is about another graph: %s", path)
         return None
     return winner

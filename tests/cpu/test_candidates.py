@@ -163,9 +163,12 @@ def test_what_is_remembered_is_captured_and_nothing_else(world: World) -> None:
     assert runtime.record.stages.search == runtime.record.stages.profile == 0.0
 
 
-def test_what_is_remembered_and_wrong_is_searched_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits", [(), (len(FORK),), (-1,)], ids=["none", "for nobody", "for less"])
+def test_what_is_remembered_and_wrong_is_searched_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch, waits: tuple[int, ...]
+) -> None:
     _, first, _, _ = search()
-    broken = replace(first.schedule, waits=((),) * len(FORK))
+    broken = replace(first.schedule, waits=(waits,) * len(FORK))
     monkeypatch.setattr(winners, "find", lambda path, graph: winners.Winner(first.profile, broken))
     runtime, plan, _, _ = search()
     assert world.profiled == 2
