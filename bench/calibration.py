@@ -25,7 +25,6 @@ from bench import documents
 from bench.recorded import Recording, load_all
 from bench.tables import console, geometric_mean, table
 from opara_backend.scheduling.costs import CostModel
-from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.search import candidates
 from opara_backend.scheduling.simulator import simulate
 
@@ -100,14 +99,9 @@ def predicted_and_measured(recording: Recording, costs: CostModel | None) -> tup
 
 def seconds_picked(recording: Recording) -> list[float]:
     """Measured seconds of what the search picks, one stream first; without those nobody measured."""
-    measured = {_launches(item.schedule): item.seconds for item in recording.measured}
-    picked = map(_launches, candidates(recording.graph, recording.profile, count=TRIED, streams=WIDTH))
-    return [measured[launches] for launches in picked if launches in measured]
-
-
-def _launches(schedule: Schedule) -> tuple[object, ...]:
-    """What tells one schedule from another, whatever policy made it."""
-    return schedule.stream, schedule.order, schedule.waits
+    measured = {item.schedule.launches: item.seconds for item in recording.measured}
+    picked = candidates(recording.graph, recording.profile, count=TRIED, streams=WIDTH)
+    return [measured[schedule.launches] for schedule in picked if schedule.launches in measured]
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:

@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from opara_backend import codec
 from opara_backend.kernel_graph import KernelGraph, KernelGraphError
-from opara_backend.profiling.device import DeviceSpec
-from opara_backend.profiling.occupancy import Launch
-from opara_backend.profiling.profile import KernelProfile, Profile
+from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.schedule import Schedule
 
 SCHEMA = 1
@@ -79,8 +78,11 @@ def load(path: Path) -> Recording:
     try:
         graph = KernelGraph.from_json(json.dumps(document["graph"]))
         graph.verify()
-        profile = _profile(document["profile"])
-        measured = tuple(Measured(_schedule(m["schedule"]), float(m["seconds"])) for m in document["measured"])
+        profile: Profile = codec.decoded(document["profile"], Profile, "profile")
+        measured = tuple(
+            Measured(codec.decoded(m["schedule"], Schedule, "schedule"), float(m["seconds"]))
+            for m in document["measured"]
+        )
         about = dict(document["about"])
     except (KeyError, TypeError, ValueError, KernelGraphError) as error:
         raise RecordingError(f"{path}: {type(error).__name__}: {error}") from error
@@ -92,25 +94,3 @@ def load(path: Path) -> Recording:
 def load_all(folder: Path = FOLDER) -> tuple[Recording, ...]:
     """Every recording in `folder`, by name."""
     return tuple(load(path) for path in sorted(folder.glob("*.json.gz")))
-
-
-def _profile(data: Mapping[str, Any]) -> Profile:
-    kernels = tuple(
-        KernelProfile(**{**k, "launches": tuple(_launch(item) for item in k["launches"])}) for k in data["kernels"]
-    )
-    device = data["device"]
-    if device is None:
-        return Profile(kernels)
-    rates = tuple((str(name), float(rate)) for name, rate in device["peak_flops"])
-    capability = tuple(device["compute_capability"])
-    return Profile(kernels, DeviceSpec(**{**device, "peak_flops": rates, "compute_capability": capability}))
-
-
-def _launch(data: Mapping[str, Any]) -> Launch:
-    return Launch(**{**data, "grid": tuple(data["grid"]), "block": tuple(data["block"])})
-
-
-def _schedule(data: Mapping[str, Any]) -> Schedule:
-    return Schedule(
-        tuple(data["stream"]), tuple(data["order"]), tuple(tuple(w) for w in data["waits"]), str(data["policy"])
-    )

@@ -32,26 +32,25 @@ def load(text: str, kind: type, schema: int, what: str) -> Any:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
         raise FormatError(f"{what} of schema {found!r}; this version reads {schema}")
     del data["schema"]
-    return _decoded(data, kind, what)
+    return decoded(data, kind, what)
 
 
-def _decoded(data: Any, kind: Any, where: str) -> Any:
+def decoded(data: Any, kind: Any, where: str) -> Any:
+    """The `kind` that `data`, read from JSON, stands for; `where` names it in errors."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):
         if data is None and type(None) in arguments:
             return None
         (kind,) = [a for a in arguments if a is not type(None)]
-        return _decoded(data, kind, where)
+        return decoded(data, kind, where)
     if origin is tuple:
         if not isinstance(data, list):
             raise FormatError(f"{where}: a list expected, found {type(data).__name__}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_decoded(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
+            return tuple(decoded(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(data))
         if len(data) != len(arguments):
             raise FormatError(f"{where}: {len(arguments)} values expected, found {len(data)}")
-        return tuple(
-            _decoded(item, k, f"{where}[{i}]") for i, (item, k) in enumerate(zip(data, arguments, strict=True))
-        )
+        return tuple(decoded(item, k, f"{where}[{i}]") for i, (item, k) in enumerate(zip(data, arguments, strict=True)))
     if dataclasses.is_dataclass(kind):
         return _record(data, kind, where)
     if kind is float and type(data) is int:
@@ -67,4 +66,4 @@ def _record(data: Any, kind: Any, where: str) -> Any:
     if not isinstance(data, dict) or sorted(data) != sorted(names):
         found = ", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__
         raise FormatError(f"{where}: {', '.join(sorted(names))} expected, found {found}")
-    return kind(**{name: _decoded(data[name], hints[name], f"{where}.{name}") for name in names})
+    return kind(**{name: decoded(data[name], hints[name], f"{where}.{name}") for name in names})

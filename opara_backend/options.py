@@ -49,7 +49,7 @@ class _Accepts:
 
 ACCEPTED: Mapping[str, _Accepts] = {
     "policy": _Accepts(
-        "stream allocation; auto tries several and keeps the fastest", lambda: ("auto", *policies.policy_names())
+        "stream allocation; auto tries several and keeps the best", lambda: ("auto", *policies.policy_names())
     ),
     "launch_order": _Accepts("launch order, where a policy is named", policies.order_names),
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),

@@ -162,7 +162,7 @@ def clear_cublas_workspaces() -> None:
 def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:
     """True if the tensor at each of `positions` lies at the address that stands there in `addresses`.
 
-    Seen 2.11, 2.13, 2.15, in builds with CUDA. Without it parameters, often hundreds, are looked at one by one.
+    Seen 2.11, 2.13, in builds with CUDA. Without it parameters, often hundreds, are looked at one by one.
     """
     native: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
     if native is not None:

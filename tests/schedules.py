@@ -154,10 +154,7 @@ def main(given: Sequence[str] | None = None) -> int:
         for name in arguments.models:
             rows.append(check(name, getattr(torch, arguments.dtype), arguments.schedules, progress))
             print(rows[-1], flush=True)
-    about: dict[str, Any] = environment(arguments.commit) | {
-        "command": f"python -m tests.schedules --schedules {arguments.schedules} --models {' '.join(arguments.models)} "
-        f"--dtype {arguments.dtype}"
-    }
+    about = environment(arguments.commit, "python -m tests.schedules")
     seconds = round(time.monotonic() - started, 1)
     document = {"schema": SCHEMA, **about, "seconds": seconds, "rows": [asdict(row) for row in rows]}
     if arguments.out:

@@ -120,7 +120,7 @@ class Service:
         """
         self.call = self.model = None
         gc.collect()
-        self.model = _with_own_code(self._make()).to(self.device).eval()
+        self.model = with_own_code(self._make()).to(self.device).eval()
         self.call = torch.compile(self.model, backend="opara", dynamic=True, options={"max_captures": 4})
         for rows in range(1, ROWS + 1):
             self.call(torch.ones(rows, SIZE, device=self.device))
@@ -144,7 +144,7 @@ def settle(device: str) -> None:
         torch.cuda.current_stream().synchronize()
 
 
-def _with_own_code(model: nn.Module) -> nn.Module:
+def with_own_code(model: nn.Module) -> nn.Module:
     """`model`, of a class whose code nobody shares: it is compiled for itself, and its graphs go when it goes."""
     shared = type(model).forward
     own = types.FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
@@ -257,16 +257,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=8)
-    parser.add_argument("--commit", default="", help="commit the code is at, for the record")
+    parser.add_argument("--commit", help="commit the code is at, where git cannot tell")
     parser.add_argument("--out", type=Path, help="where to write the result as JSON")
     chosen = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     logging.basicConfig(level=logging.ERROR)
     found = {
         "schema": "opara.soak/1",
-        **environment(chosen.commit or None),
+        **environment(chosen.commit, "python -m tests.soak"),
         "opara": __version__,
-        "command": f"python -m tests.soak --minutes {chosen.minutes:g} --threads {chosen.threads}",
         **soak(chosen.minutes, chosen.threads, device),
     }
     text = json.dumps(found, indent=1)

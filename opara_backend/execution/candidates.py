@@ -1,4 +1,4 @@
-"""Candidate schedules of one shape, captured and timed against each other: the fastest is kept.
+"""Candidate schedules of one shape, captured and timed against each other: the best is kept.
 
 Takes: a Runtime, its KernelGraph with sizes bound, static arguments. Gives: the Plan kept and its captured graph.
 Must not change: state outside the program's intermediates; `state_kept` puts back what runs and replays write.
@@ -88,8 +88,6 @@ def _search(
     that one of them uses, workspaces of libraries included.
     """
     record = runtime.record
-    # What the first run left, and pools of models that are gone, are of use to others only once the device has them.
-    torch.cuda.empty_cache()
     apart = Memory(torch.cuda.graph_pool_handle(), memory.supply)
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)

@@ -246,6 +246,8 @@ class CudaLane:
         program = self.runtime.program
         give_up_expired()
         self._captures.make_room()
+        # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
+        torch.cuda.empty_cache()
         arguments = StaticArguments(program, graph, args)
         decided, memory = self._decided.get(key), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
@@ -269,7 +271,6 @@ class CudaLane:
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""
         if not len(self._captures):
-            torch.cuda.empty_cache()  # what the last one held is of no use to anyone before
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
 

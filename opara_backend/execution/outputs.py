@@ -106,9 +106,8 @@ class OutputSpec:
                 self._recipe.append(("whole" if whole and not view.offset else "part", view))
             else:
                 self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
-        self._as_copied = [(k, getattr(r, "source", -1)) for k, r in self._recipe] == [
-            ("whole", i) for i in range(len(self._sources))
-        ]
+        sources = [recipe.source if kind == "whole" else None for kind, recipe in self._recipe]
+        self._as_copied = sources == list(range(len(self._sources)))
 
     def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
         """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""

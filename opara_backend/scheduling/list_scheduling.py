@@ -14,6 +14,7 @@ order.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import replace
 
 from opara_backend.kernel_graph import Edge, KernelGraph
@@ -74,7 +75,7 @@ def just_in_time(graph: KernelGraph, profile: Profile, width: int) -> tuple[tupl
     for kernel in range(len(graph)):
         ends[kernel] = durations[kernel] + max((ends[before] for before in graph.predecessors(kernel)), default=0.0)
 
-    def slowest(kernels: list[int]) -> int | None:
+    def slowest(kernels: Sequence[int]) -> int | None:
         return max(kernels, key=lambda k: (ends[k], k), default=None)
 
     edges = []
@@ -85,7 +86,7 @@ def just_in_time(graph: KernelGraph, profile: Profile, width: int) -> tuple[tupl
         begin = ends[reader] - durations[reader] - durations[kernel] - LEAD
         before = slowest([k for k in graph.predecessors(reader) if k != kernel])
         while before is not None and (ends[before] > begin or before > kernel):  # edges point forward in program order
-            before = slowest(list(graph.predecessors(before)))
+            before = slowest(graph.predecessors(before))
         if before is not None:
             edges.append(Edge(before, kernel, "ORDER", ""))
     held_back = replace(graph, edges=(*graph.edges, *edges))

@@ -48,6 +48,11 @@ class Schedule:
         return max(self.stream, default=-1) + 1
 
     @property
+    def launches(self) -> tuple[object, ...]:
+        """What it is, whoever made it: schedules alike in this are the same."""
+        return self.stream, self.order, self.waits
+
+    @property
     def wait_count(self) -> int:
         """Number of event waits."""
         return sum(map(len, self.waits))

@@ -58,18 +58,18 @@ def candidates(
     if near is not None and 1 < near.streams <= streams and count > 1:
         verify(graph, near)
         first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams)
-        return (first, near, *(other for other in rest if _shape(other) != _shape(near)))[:count]
+        return (first, near, *(other for other in rest if other.launches != near.launches))[:count]
     sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     for schedule in _menu(graph, profile, streams):
         if schedule.streams > 1:
-            others.setdefault(_shape(schedule), schedule)
+            others.setdefault(schedule.launches, schedule)
     if others:  # else there is nothing to run side by side
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
                 break
             if schedule.streams > 1:
-                others.setdefault(_shape(schedule), schedule)
+                others.setdefault(schedule.launches, schedule)
     ranked = list(others.values())
     device = profile.device
     if device is not None and len(ranked) >= count:
@@ -86,11 +86,6 @@ def kept(candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequenc
     fastest = min(seconds)
     alike = [i for i in range(len(seconds)) if seconds[i] <= NOISE * fastest]
     return min(alike, key=lambda i: (candidates[i].streams, arenas[i], seconds[i], i))
-
-
-def _shape(schedule: Schedule) -> tuple[object, ...]:
-    """What a schedule is, whoever made it."""
-    return schedule.stream, schedule.order, schedule.waits
 
 
 def _menu(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:

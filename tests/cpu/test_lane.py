@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import threading
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from opara_backend.execution import lane
+from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime
+from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 from opara_backend.report.record import collect
 from tests.strategies import graph_with_edges
@@ -88,15 +91,21 @@ def test_a_lane_is_not_kept_alive_by_being_known() -> None:
 
 def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters that move leave a pool behind each time, on which nothing can be captured any more."""
-    handles, emptied = iter(range(100)), []
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    handles, happened = iter(range(100)), list[object]()
     here, graph = a_lane(), Graph(False)
-    assert here._memory_pool() == 0
-    here._captures.add((), graph)
-    assert here._memory_pool() == 0
-    assert len(emptied) == 1
-    graph.gone = True
-    here.give_up_expired()
-    assert here._memory_pool() == 1
-    assert len(emptied) == 2
+
+    def capture(runtime: Runtime, bound: KernelGraph, arguments: object, memory: Memory, *more: object) -> None:
+        happened.append(memory.pool)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append(f"given back, {graph.resets} gone"))
+    monkeypatch.setattr(lane, "capture_best", capture)
+    monkeypatch.setattr(lane, "StaticArguments", lambda *_: SimpleNamespace(written_static=lambda *_: []))
+    for step in ("no graph yet", "one", "none any more"):
+        if step == "one":
+            here._captures.add((), graph)
+        graph.gone = step == "none any more"
+        with pytest.raises(InterruptedError):
+            here._capture((), here.runtime.graph, [])
+    assert happened == ["given back, 0 gone", 0, "given back, 0 gone", 0, "given back, 1 gone", 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from opara_backend.execution import candidates, cuda_graph, host, lane
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
+from tests.soak import with_own_code
 
 
 class Branches(nn.Module):
@@ -103,9 +103,7 @@ def test_dropped_models_that_python_has_not_collected_hold_no_graphs() -> None:
     """A class made for one model is part of a reference cycle, and with it all that was compiled for its code."""
 
     def used() -> None:
-        model = Branches().cuda().eval()
-        forward = types.FunctionType(Branches.forward.__code__.replace(), Branches.forward.__globals__)
-        model.__class__ = type("Own", (Branches,), {"forward": forward})
+        model = with_own_code(Branches()).cuda().eval()
         x = torch.randn(8, 512, device="cuda")
         with torch.inference_mode():
             call = torch.compile(model, backend="opara", options={"candidates": 2, "search_seconds": 0.0})

@@ -33,10 +33,6 @@ def by_hand(graph: KernelGraph, profile: Profile, streams: int) -> list[Schedule
     return [schedule for schedule in built if schedule.streams > 1]
 
 
-def shape(schedule: Schedule) -> tuple[object, ...]:
-    return schedule.stream, schedule.order, schedule.waits
-
-
 @given(gpu_schedules(), COUNTS, WIDTHS)
 def test_one_stream_comes_first_and_the_others_are_valid_and_different(
     problem: Scheduled, count: int, streams: int
@@ -45,7 +41,7 @@ def test_one_stream_comes_first_and_the_others_are_valid_and_different(
     found = candidates(graph, profile, count=count, streams=streams)
     assert 1 <= len(found) <= count
     assert found[0] == in_a_row(graph, profile)
-    assert len(set(map(shape, found))) == len(found)
+    assert len({each.launches for each in found}) == len(found)
     for schedule in found[1:]:
         verify(graph, schedule)
         assert 1 < schedule.streams <= streams
@@ -60,7 +56,7 @@ def test_the_others_are_those_of_the_menu_that_are_predicted_best(problem: Sched
         return simulate(graph, profile, schedule, GPU).makespan
 
     found = [predicted(schedule) for schedule in candidates(graph, profile, count=6, streams=streams)[1:]]
-    menu = {shape(schedule): predicted(schedule) for schedule in by_hand(graph, profile, streams)}
+    menu = {schedule.launches: predicted(schedule) for schedule in by_hand(graph, profile, streams)}
     if len(menu) > 5:
         assert found == sorted(menu.values())[:5]
     else:
@@ -69,8 +65,8 @@ def test_the_others_are_those_of_the_menu_that_are_predicted_best(problem: Sched
 
 def test_without_a_gpu_they_come_in_the_order_of_the_menu() -> None:
     found = candidates(FORK, replace(FORK_PROFILE, device=None), count=4, streams=8)
-    different = list(dict.fromkeys(map(shape, by_hand(FORK, FORK_PROFILE, 8))))
-    assert [shape(schedule) for schedule in found[1:]] == different[:3]
+    different = list(dict.fromkeys(each.launches for each in by_hand(FORK, FORK_PROFILE, 8)))
+    assert [schedule.launches for schedule in found[1:]] == different[:3]
 
 
 def test_beyond_the_menu_come_random_orders() -> None:
@@ -117,8 +113,8 @@ def test_a_chain_has_one_candidate(streams: int) -> None:
 @pytest.mark.parametrize("recording", recorded.load_all(), ids=lambda r: r.name)
 def test_of_six_that_were_measured_the_best_is_nearly_the_best_of_all(recording: recorded.Recording) -> None:
     """Of six that are picked now the recordings know three at least: they are older than `just_in_time`."""
-    measured = {shape(item.schedule): item.seconds for item in recording.measured}
-    tried = [shape(schedule) for schedule in candidates(recording.graph, recording.profile, count=6, streams=8)]
+    measured = {item.schedule.launches: item.seconds for item in recording.measured}
+    tried = [schedule.launches for schedule in candidates(recording.graph, recording.profile, count=6, streams=8)]
     found = [measured[schedule] for schedule in tried if schedule in measured]
     assert len(found) >= 3
     assert min(found) <= 1.06 * min(measured.values())
@@ -132,7 +128,7 @@ def test_what_won_for_other_sizes_comes_second(problem: Scheduled, count: int, s
     found = candidates(graph, profile, count=count, streams=streams, near=near)
     assert found[0] == known[0]
     assert len(found) <= count
-    assert len(set(map(shape, found))) == len(found)
+    assert len({each.launches for each in found}) == len(found)
     if near.streams > 1 and count > 1:
         assert found[1] == near
         assert len(found) <= max(2, count // 2 + 1) + 1
