@@ -9,10 +9,12 @@ before something is compiled. Must not change: anything; `wrapper_codegen_for` r
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,7 @@ __all__ = [
     "can_match_buffer_size",
     "check_inductor_option",
     "clear_cublas_workspaces",
+    "clears_cublas_workspaces_by_stream",
     "compile_fx",
     "compile_fx_inner",
     "compiled_with",
@@ -151,12 +154,38 @@ def has_ordered_effect(operator: Any) -> bool:
     return isinstance(operator, torch._ops.OpOverload) and effects._get_effect(operator) is not None
 
 
-def clear_cublas_workspaces() -> None:
-    """Forget cuBLAS's per-stream workspaces, so that the next call allocates its own (pytorch#193402).
+def clear_cublas_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
+    """Forget the workspaces cuBLAS keeps for `streams`, so that the next call allocates its own (pytorch#193402).
 
+    Where torch cannot tell streams apart, those of all streams and threads are forgotten, also while they are in use.
     Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
     """
-    torch._C._cuda_clearCublasWorkspaces()
+    clear = _clear_cublas_workspaces_of_one_stream()
+    if clear is None:
+        torch._C._cuda_clearCublasWorkspaces()
+        return
+    for stream in streams:
+        clear(stream.cuda_stream)
+
+
+def clears_cublas_workspaces_by_stream() -> bool:
+    """True if `clear_cublas_workspaces` leaves other streams alone."""
+    return _clear_cublas_workspaces_of_one_stream() is not None
+
+
+@functools.cache
+def _clear_cublas_workspaces_of_one_stream() -> Callable[[int], None] | None:
+    """`at::cuda::clearCublasWorkspacesForStream`, which Python cannot reach otherwise; takes a `cudaStream_t`.
+
+    Declared in 2.13's headers; 2.11 has none (pytorch#175276). Without it other threads' workspaces go with ours.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cuda.so"))
+        found: Any = library._ZN2at4cuda30clearCublasWorkspacesForStreamEP11CUstream_st
+    except (OSError, AttributeError):
+        return None
+    found.argtypes, found.restype = [ctypes.c_void_p], None
+    return found  # type: ignore[no-any-return]
 
 
 def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:

@@ -16,7 +16,7 @@ import torch
 
 from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture
+from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture, give_back_unused, give_up_workspaces
 from opara_backend.execution.host import Plan, Supply
 from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.program import Program
@@ -43,10 +43,14 @@ HELD_TWICE = 16 << 20  # bytes of arena; capturing a schedule again costs less t
 
 @dataclass(frozen=True)
 class Memory:
-    """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`."""
+    """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`.
+
+    candidates: they are given up together, so library workspaces in `pool` serve them all.
+    """
 
     pool: Any
     supply: Supply
+    candidates: bool = False
 
 
 def capture_best(
@@ -87,24 +91,36 @@ def _search(
     Candidates work in a memory pool of their own, which goes with them: it holds what all of them need, on every stream
     that one of them uses, workspaces of libraries included.
     """
+    apart = Memory(torch.cuda.graph_pool_handle(), memory.supply, candidates=True)
+    try:
+        plans, seconds = _tried(runtime, graph, arguments, apart, near)
+    finally:
+        give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
+    give_back_unused()
+    schedules = [plan.schedule for plan in plans]
+    best = plans[kept(schedules, [plan.memory.arena_bytes for plan in plans], seconds)]
+    with runtime.record.stage("capture"):
+        captured = capture_plan(runtime.program, best, arguments, memory)
+    return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []
+
+
+def _tried(
+    runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
+) -> tuple[list[Plan], list[float]]:
+    """Plans for all schedules that are to be tried, and the seconds a replay of each took: 0 for the only one."""
     record = runtime.record
-    apart = Memory(torch.cuda.graph_pool_handle(), memory.supply)
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
         profile, chained = profile_on_cuda(
-            graph, lambda probe: capture_plan(runtime.program, chain, arguments, apart, probe)
+            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near)
     with record.stage("plan"):
         plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
-    seconds = _race(runtime, plans, chain, chained, arguments, apart) if len(plans) > 1 else [0.0]
+    seconds = _race(runtime, plans, chain, chained, arguments, memory) if len(plans) > 1 else [0.0]
     chained.reset()
-    torch.cuda.empty_cache()
-    best = plans[kept(schedules, [plan.memory.arena_bytes for plan in plans], seconds)]
-    with record.stage("capture"):
-        captured = capture_plan(runtime.program, best, arguments, memory)
-    return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []
+    return plans, seconds
 
 
 def _race(
@@ -121,7 +137,7 @@ def _race(
     keep = needed <= held or held <= HELD_TWICE
     if not keep:
         chained.give_up_arena()
-        torch.cuda.empty_cache()
+        give_back_unused()
     widest = memory.supply(needed)  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         racing = []
@@ -141,7 +157,8 @@ def capture_plan(
 ) -> CapturedGraph:
     """`plan` captured on private streams; see `cuda_graph.capture`."""
     streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
-    return capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe)
+    stay = memory.candidates
+    return capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe, workspaces_stay=stay)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ and the graph's memory given back.
 
 How a stream becomes a branch: kernels are launched in the schedule's order, each on its stream, which first waits
 for the events of the kernels in `waits`; all streams start from one event and join in the end. Library workspaces
-(cuBLAS keeps one per stream) are allocated inside the capture and so live as long as the graph (pytorch#193402).
+(cuBLAS keeps one per stream and thread) are allocated inside the capture, from the graph's memory pool, and forgotten
+behind it, so that they live as long as the graph and serve no other (pytorch#193402).
 
 While one thread captures, CUDA lets no other wait for the whole device, which tuning a kernel does; and a capture is
 invalidated by some of what other threads may do. So captures, runs that may tune kernels, and compilation hold
@@ -97,23 +98,44 @@ def capture(
     pool: Any,
     supply: Supply | None = None,
     probe: Probe | None = None,
+    workspaces_stay: bool = False,
 ) -> CapturedGraph:
     """Capture `plan` on `streams` (at least as many as the schedule uses), allocating from memory pool `pool`.
 
     supply: where the arena's memory comes from; it may be that of graphs which never run at the same time.
+    workspaces_stay: the next capture into `pool` uses the same library workspaces; `give_up_workspaces` ends that.
     probe: called with a kernel's index before its launch, and with -1 behind the last, on the kernel's stream: for
     events between kernels. All kernels must have run once before, so that nothing is compiled or tuned in capture.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             with EXCLUSIVE:
-                return _capture(program, plan, args, streams, pool, supply, probe)
+                return _capture(program, plan, args, streams, pool, supply, probe, workspaces_stay)
         except torch.AcceleratorError as error:
             if getattr(error, "error_code", None) != _INVALIDATED or attempt == _ATTEMPTS:
                 raise
             log.info("somebody invalidated a capture; once more")
             pool = torch.cuda.graph_pool_handle()  # a pool ends with its last graph, which this may have been
     raise AssertionError("unreachable")
+
+
+def give_up_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
+    """Let library workspaces of `streams` belong to the graphs captured there, and to nobody else."""
+    with EXCLUSIVE:  # nobody captures meanwhile
+        upstream.clear_cublas_workspaces(streams)
+
+
+def give_back_unused() -> None:
+    """Give memory of graphs that are gone back to the device, and what the allocator has cached where that is safe.
+
+    Where torch can only forget the cuBLAS workspaces of all threads at once, one of them may just have asked for its
+    own and be about to launch a GEMM that works in it, for as long as CUDA takes to load a kernel: that memory, though
+    free, must stay mapped. While a thread allocates from a pool, torch gives back none but graphs' memory.
+    """
+    with EXCLUSIVE, contextlib.ExitStack() as held:
+        if not upstream.clears_cublas_workspaces_by_stream():
+            held.enter_context(torch.cuda.use_mem_pool(torch.cuda.MemPool()))
+        torch.cuda.empty_cache()
 
 
 def _capture(
@@ -124,12 +146,14 @@ def _capture(
     pool: Any,
     supply: Supply | None,
     probe: Probe | None,
+    workspaces_stay: bool,
 ) -> CapturedGraph:
     device = torch.device(plan.graph.device)
     with torch.cuda.device(device):
         arena = Arena(plan.memory, plan.graph.device, supply)
         torch.cuda.current_stream(device).synchronize()
-        upstream.clear_cublas_workspaces()
+        if not all(isinstance(stream, torch.cuda.ExternalStream) for stream in streams):
+            give_up_workspaces(streams)  # torch's own streams: others may have called cuBLAS there
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         try:
             with _no_collection(), _generator_kept(device), torch.cuda.stream(streams[0]):
@@ -147,7 +171,8 @@ def _capture(
                 _absorb_errors(program, args, device)
             raise
         finally:
-            upstream.clear_cublas_workspaces()
+            if not workspaces_stay:
+                give_up_workspaces(streams)
         return CapturedGraph(graph, outputs, arena, device)
 
 

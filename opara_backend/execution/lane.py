@@ -247,7 +247,7 @@ class CudaLane:
         give_up_expired()
         self._captures.make_room()
         # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
-        torch.cuda.empty_cache()
+        cuda_graph.give_back_unused()
         arguments = StaticArguments(program, graph, args)
         decided, memory = self._decided.get(key), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):

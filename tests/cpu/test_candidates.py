@@ -53,13 +53,16 @@ class Captured:
 
 @dataclass
 class World:
-    """What the search is given in place of a GPU. seconds: of a schedule; alive: graphs there at the last capture."""
+    """What the search is given in place of a GPU. seconds: of a schedule; alive: graphs there at the last capture;
+    workspaces: how many graphs had been made each time that libraries' workspaces were given up.
+    """
 
     seconds: Callable[[Schedule], float] = lambda schedule: 1.0 / schedule.streams
     arena: int = 1
     made: list[Captured] = field(default_factory=list)
     raced: list[Captured] = field(default_factory=list)
     alive: list[Captured] = field(default_factory=list)
+    workspaces: list[int] = field(default_factory=list)
     profiled: int = 0
 
     def capture_plan(self, program: Program, plan: Plan, arguments: Any, memory: Memory, probe: Any = None) -> Captured:
@@ -72,6 +75,9 @@ class World:
         capture(lambda kernel: None).reset()
         return PROFILE, capture(None)
 
+    def give_up_workspaces(self, streams: Sequence[Any]) -> None:
+        self.workspaces.append(len(self.made))
+
     def seconds_per_replay(self, graphs: Sequence[Captured], budget: float) -> list[float]:
         assert all(graph.outputs is not None for graph in graphs)
         self.raced = list(graphs)
@@ -81,10 +87,11 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     world = World()
-    for name in ("capture_plan", "profile_on_cuda", "seconds_per_replay"):
+    for name in ("capture_plan", "profile_on_cuda", "seconds_per_replay", "give_up_workspaces"):
         monkeypatch.setattr(candidates, name, getattr(world, name))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(candidates, "give_back_unused", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: APART)
+    monkeypatch.setattr(candidates, "private_streams", lambda device, count: [])
     monkeypatch.setattr(winners, "place", lambda program, graph, shape, options: tmp_path / f"{shape}.json")
     return world
 
@@ -103,6 +110,20 @@ def test_the_winner_is_captured_for_good_when_all_others_are_gone(world: World) 
     assert captured.plan is plan
     assert world.alive == []
     assert [made for made in world.made if made.outputs is not None] == [captured]
+
+
+def test_what_libraries_need_for_candidates_goes_with_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the winner would work in memory of a pool that has ended."""
+    search()
+    assert world.workspaces == [len(world.made) - 1]
+
+    def failing(*args: Any) -> list[float]:
+        raise RuntimeError("a replay failed")
+
+    monkeypatch.setattr(candidates, "seconds_per_replay", failing)
+    with pytest.raises(RuntimeError, match="a replay failed"):
+        search("another shape")
+    assert world.workspaces[1:] == [len(world.made)]
 
 
 def test_as_fast_as_any_of_those_tried(world: World) -> None:

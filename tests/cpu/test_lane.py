@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opara_backend.execution import lane
+from opara_backend.execution import cuda_graph, lane
 from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
 from opara_backend.execution.program import Program
@@ -99,7 +99,7 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
         raise InterruptedError
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: happened.append(f"given back, {graph.resets} gone"))
+    monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: happened.append(f"given back, {graph.resets} gone"))
     monkeypatch.setattr(lane, "capture_best", capture)
     monkeypatch.setattr(lane, "StaticArguments", lambda *_: SimpleNamespace(written_static=lambda *_: []))
     for step in ("no graph yet", "one", "none any more"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -208,3 +210,55 @@ def test_other_threads_draw_numbers_while_one_captures(model: nn.Module, monkeyp
     torch.manual_seed(5)
     for found in drawn:
         torch.testing.assert_close(found, torch.rand(8, device="cuda"), rtol=0, atol=0)
+
+
+GEMMS_BESIDE_CAPTURES = """
+import threading
+import torch
+from torch import nn
+from opara_backend.report.record import collect
+
+THREADS, CAPTURES = 12, 40
+rows = [torch.randn(64, 8192, device="cuda", dtype=torch.half) for _ in range(THREADS)]
+columns = [torch.randn(8192, 64, device="cuda", dtype=torch.half) for _ in range(THREADS)]
+errors, over = [], threading.Event()
+
+def multiply(index):
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            expected = rows[index] @ columns[index]
+            while not over.is_set():
+                for _ in range(20):
+                    found = rows[index] @ columns[index]
+                assert float((found - expected).abs().max()) <= 2.0
+    except Exception as error:
+        errors.append(repr(error))
+        over.set()
+
+model = nn.ModuleList(nn.Linear(64, 64) for _ in range(4)).cuda()
+x = torch.randn(8, 64, device="cuda")
+with torch.inference_mode(), collect() as records:
+    call = torch.compile(lambda x: torch.cat([part(x).relu() for part in model], 1), backend="opara")
+    call(x)
+    threads = [threading.Thread(target=multiply, args=(index,)) for index in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for _ in range(CAPTURES):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+        call(x), call(x)
+        if over.is_set():
+            break
+    over.set()
+    for thread in threads:
+        thread.join()
+assert not errors, errors[0]
+print(sum(record.replays for record in records) >= CAPTURES // 2)
+"""
+
+
+def test_gemms_of_other_threads_keep_their_workspaces_while_this_one_captures() -> None:
+    """A process of its own: a GEMM whose workspace was given back to the device leaves CUDA unusable."""
+    done = subprocess.run([sys.executable, "-c", GEMMS_BESIDE_CAPTURES], capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == "True"
