@@ -32,6 +32,7 @@ from opara_backend.scheduling.policies import policy_names
 STOCK_MODES = {"inductor": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["streams"].high)}
 UNFUSED = "unfused"
+READ_WHILE_TRACING = ("freezing",)  # Dynamo asks Inductor's configuration for them, not `options`
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,18 @@ class Variant:
             return model
         if self.kind == "cudagraph":
             return EagerGraph(model)
+        given = {key: value for key, value in self.options.items() if key not in READ_WHILE_TRACING}
+        traced = {key: value for key, value in self.options.items() if key in READ_WHILE_TRACING}
         if self.kind in STOCK_MODES:
             mode = STOCK_MODES[self.kind]
-            if not self.options:
-                return torch.compile(model, mode=mode)
-            return torch.compile(model, options={**mode_options(mode), **self.options})  # it takes no mode beside them
-        options = {**unfused_options(self.unfused), "remember": remember, **self.options}
-        return torch.compile(model, backend="opara", options=options)
+            if not given:
+                compiled = torch.compile(model, mode=mode)
+            else:  # it takes no mode beside them
+                compiled = torch.compile(model, options={**mode_options(mode), **given})
+        else:
+            given = {**unfused_options(self.unfused), "remember": remember, **given}
+            compiled = torch.compile(model, backend="opara", options=given)
+        return FirstCallUnder(traced, compiled) if traced else compiled
 
 
 def variant(name: str) -> Variant:
@@ -126,6 +132,23 @@ def mode_options(mode: str | None) -> dict[str, Any]:
 def defaults() -> tuple[str, ...]:
     """What is compared if nobody says: stock Inductor at its best for this machine, and this backend."""
     return ("reduce-overhead" if torch.cuda.is_available() else "inductor", "opara")
+
+
+class FirstCallUnder:
+    """`compiled`, whose first call, the one that compiles, finds `settings` in Inductor's configuration."""
+
+    def __init__(self, settings: dict[str, Any], compiled: Callable[..., Any]) -> None:
+        self._settings, self._compiled = settings, compiled
+        self._called = False
+
+    def __call__(self, *inputs: torch.Tensor) -> Any:
+        if self._called:
+            return self._compiled(*inputs)
+        self._called = True
+        from opara_backend import upstream
+
+        with upstream.inductor_config.patch(self._settings):
+            return self._compiled(*inputs)
 
 
 class EagerGraph:

@@ -9,6 +9,7 @@ Found through the entry point group `torch_dynamo_backends`; nothing is register
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ from opara_backend import options as own_options
 from opara_backend._version import __version__
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
+
+log = logging.getLogger(__name__)
 
 # Inductor options with which there is nothing for us to rewrite: another kind of wrapper, or one that looks at values.
 _FOREIGN_OPTIONS = ("cpp_wrapper", "fx_wrapper", "profile_bandwidth", "nan_asserts")
@@ -37,6 +40,10 @@ def opara(
     chosen, inductor = own_options.parse(options, mode)
     from opara_backend import upstream
 
+    if inductor.get("freezing") and not upstream.inductor_config.freezing:
+        # Dynamo has traced already, with parameters as arguments; frozen now, they would only be copied at every call.
+        log.warning("option 'freezing' has no effect here: set torch._inductor.config.freezing before the first call")
+        del inductor["freezing"]
     foreign = _why_foreign(example_inputs, inductor)
     if foreign is not None:
         fallback.step_down(*foreign, policy=chosen.fallback)

@@ -34,6 +34,10 @@ from torch._inductor import list_mode_options
 # Seen 2.11, 2.13, 2.15. Which code generator serves a device. Without it our wrapper is never asked.
 from torch._inductor.codegen.common import DeferredLineBase, device_codegens, init_backend_registration
 
+# Seen 2.11, 2.13. Writes Triton kernels, and with `triton.enable_pdl` decides where they wait for what runs before them.
+# Without it that option would be unsafe on several streams.
+from torch._inductor.codegen.triton import TritonKernel
+
 # Seen 2.11, 2.13, 2.15. What every structured wrapper line is; its class's name tells what it does (`lowering.lines`).
 # Without it no lowered call can be told from text.
 # `can_match_buffer_size`: whether two buffers are alike enough to be one. Without it nothing is written in place.
@@ -70,6 +74,7 @@ __all__ = [
     "IndentedBuffer",
     "PythonWrapperCodegen",
     "SchedulerNode",
+    "TritonKernel",
     "V",
     "WeakStorage",
     "WrapperLine",
@@ -93,6 +98,7 @@ __all__ = [
     "same_addresses",
     "storage_over",
     "trace_artifact",
+    "waiting_whatever_ran_before",
     "wrapper_codegen_for",
 ]
 
@@ -114,6 +120,37 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
             yield
         finally:
             device_codegens.update(before)
+
+
+@contextlib.contextmanager
+def waiting_whatever_ran_before() -> Iterator[None]:
+    """Let kernels of programmatic dependent launch (`triton.enable_pdl`) wait before they touch any memory.
+
+    Such a kernel may start before the one ahead of it in its stream has ended, and waits before it reads what that one
+    wrote. Inductor takes that to be the kernel it generated last; a schedule may put any other there.
+    Seen 2.11, 2.13; where kernels are written differently, nothing is changed.
+    """
+    original: Any = getattr(TritonKernel, "_handle_pdl_before_access", None)
+    if original is None:
+        yield
+        return
+
+    def wait_first(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        scheduler: Any = V.graph.scheduler
+        if scheduler is None:
+            return original(kernel, *args, **kwargs)
+        last, scheduler.previous_node = scheduler.previous_node, None  # then Inductor can rule nothing out
+        try:
+            original(kernel, *args, **kwargs)
+        finally:
+            scheduler.previous_node = last
+
+    with _REGISTRATION:
+        TritonKernel._handle_pdl_before_access = wait_first
+        try:
+            yield
+        finally:
+            TritonKernel._handle_pdl_before_access = original
 
 
 def inductor_option_names() -> tuple[str, ...]:
@@ -185,7 +222,7 @@ def _clear_cublas_workspaces_of_one_stream() -> Callable[[int], None] | None:
     except (OSError, AttributeError):
         return None
     found.argtypes, found.restype = [ctypes.c_void_p], None
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:

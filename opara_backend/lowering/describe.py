@@ -156,6 +156,13 @@ def _fx_nodes(origin: Any) -> Iterable[torch.fx.Node]:
     return seen
 
 
+def nbytes_of(constant: torch.Tensor) -> int:
+    """Bytes of a constant's memory; of one in a library's own layout (frozen weights on a CPU), of its elements."""
+    if constant.layout is torch._mkldnn:  # type: ignore[attr-defined]
+        return constant.numel() * constant.element_size()
+    return constant.untyped_storage().nbytes()
+
+
 def _bytes(numel: Any, dtype: torch.dtype) -> int | str:
     total = numel * dtype.itemsize
     return int(total) if not getattr(total, "free_symbols", None) else str(total)

@@ -30,12 +30,14 @@ from opara_backend.lowering.describe import (
     flops_of,
     input_buffers,
     module_of,
+    nbytes_of,
     source_of,
 )
 from opara_backend.lowering.inplace import inplace_pairs
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
+from opara_backend.lowering.subgraphs import is_kernel, subgraph_call
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,7 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
     """Let Inductor graphs compiled inside the block, by this thread, come out as programs."""
     token = _request.set(request)
     try:
-        with upstream.wrapper_codegen_for(devices, OparaWrapperCodegen):
+        with upstream.wrapper_codegen_for(devices, OparaWrapperCodegen), upstream.waiting_whatever_ran_before():
             yield
     finally:
         _request.reset(token)
@@ -84,6 +86,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         self._origins: dict[int, tuple[Any, Any]] = {}
         self._graph_json: str | None = None
         self._unsupported = ""
+        self._subgraph_text: list[str] = []
         super().__init__()
 
     @staticmethod
@@ -163,7 +166,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             device=_device_of_graph(graph),
             inputs=input_buffers(graph),
             constants=tuple(
-                Buffer(name, "constant", value.untyped_storage().nbytes(), "", str(value.device))
+                Buffer(name, "constant", nbytes_of(value), "", str(value.device))
                 for name, value in graph.constants.items()
                 if isinstance(value, torch.Tensor)
             ),
@@ -214,6 +217,10 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         text = [t for t in written if not t.lstrip().startswith(("#", "del "))]
         if not text and not indent:
             return
+        node = getattr(self._origin(line), "node", None)
+        if isinstance(line, str) and is_kernel(node):
+            self._sort_subgraph(writer, node, text)
+            return
         statement = statements.parse("\n".join(text))
         by_itself = is_a(line, line_kinds.HOST) or (statement.kind == "host" and not is_a(line, line_kinds.CALLS))
         if by_itself and not indent and not writer.touches_data(statement):
@@ -228,6 +235,25 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             self._sort_call(writer, line, statement, text)
         else:
             writer.plain(text)
+
+    def _sort_subgraph(self, writer: ProgramWriter, node: Any, text: list[str]) -> None:
+        """A list of arguments, then the call of a function of the module: together one kernel."""
+        self._subgraph_text += text
+        statement = statements.parse("\n".join(self._subgraph_text))
+        name, device = node.get_name(), str(node.get_device())
+        if name not in statement.stores:
+            return
+        text, self._subgraph_text = self._subgraph_text, []
+        writer.launch(
+            subgraph_call(node, statement),
+            text,
+            (name,),
+            device=device,
+            dtype=dtype_name(node),
+            source=source_of(node),
+            module=module_of(node),
+            results=[_result(name, device)],
+        )
 
     def _sort_view(
         self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str], whole: str | None

@@ -39,6 +39,6 @@ def lowering_hash() -> str:
     """Hash of the sources that decide the emitted text: a changed lowering never meets a module of the old one."""
     package = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
-    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py"):
+    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", package.parent / "upstream.py"):
         digest.update(source.read_bytes())
     return digest.hexdigest()

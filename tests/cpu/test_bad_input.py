@@ -136,6 +136,28 @@ def test_option_that_changes_the_kind_of_wrapper(by: str, caplog: pytest.LogCapt
     assert "unsupported_option: cpp_wrapper" in caplog.text
 
 
+def test_freezing_asked_for_too_late_is_said_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Dynamo reads the configuration while it traces; with the option alone parameters would be copied every call."""
+    model = torch.nn.Linear(4, 4).eval()
+    with torch.no_grad(), collect() as records, caplog.at_level(logging.WARNING, "opara_backend"):
+        compiled = torch.compile(model, backend="opara", options={"freezing": True})
+        torch.testing.assert_close(compiled(torch.ones(2, 4)), model(torch.ones(2, 4)))
+    assert "set torch._inductor.config.freezing before the first call" in caplog.text
+    assert len(records) == 1
+
+
+def test_freezing_asked_for_in_time() -> None:
+    """On a CPU frozen weights are laid out anew by libraries, and have no memory that torch can see."""
+    convolutions = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 8, 3))
+    model, x = convolutions.eval(), normal(0, 1, 3, 16, 16)
+    with torch.no_grad(), collect() as records, torch._inductor.config.patch(freezing=True):
+        compiled = torch.compile(model, backend="opara")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-4)
+    assert not [step for record in records for step in record.fallbacks]
+    assert not any("batch_norm" in kernel.call for kernel in records[0].graph.kernels)
+
+
 def refuse(*arguments: Any, **keywords: Any) -> Any:
     raise lowering.Unsupported("a line from the future")
 
