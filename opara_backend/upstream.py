@@ -34,7 +34,7 @@ from torch._inductor import list_mode_options
 # Seen 2.11, 2.13, 2.15. Which code generator serves a device. Without it our wrapper is never asked.
 from torch._inductor.codegen.common import DeferredLineBase, device_codegens, init_backend_registration
 
-# Seen 2.11, 2.13. Writes Triton kernels, and with `triton.enable_pdl` decides where they wait for what runs before them.
+# Seen 2.11, 2.13. Writes Triton kernels, and with `triton.enable_pdl` decides where they wait for what ran before.
 # Without it that option would be unsafe on several streams.
 from torch._inductor.codegen.triton import TritonKernel
 
