@@ -15,6 +15,7 @@ import torch
 
 from opara_backend.report.record import GraphRecord
 from opara_backend.scheduling.bounds import lower_bound
+from opara_backend.scheduling.gaps import gap_of
 
 
 def replays(call: Callable[[], object]) -> int | None:
@@ -49,6 +50,9 @@ class Facts:
     arena_bytes: int = 0
     policy: str = ""
     bound_seconds: float | None = None
+    path_seconds: float | None = None
+    streams_seconds: float | None = None
+    launch_seconds: float | None = None
     fallbacks: tuple[str, ...] = ()
     kinds: dict[str, int] = field(default_factory=dict)
     search_seconds: float | None = None
@@ -60,6 +64,7 @@ def facts(records: Sequence[GraphRecord]) -> Facts:
     plans = [plan for record in records for plan in record.plans.values()]
     schedules = [plan.schedule for plan, _ in plans]
     on_gpu = [plan for plan, _ in plans if plan.profile.device is not None]
+    gaps = [gap_of(plan.graph, plan.profile, plan.schedule, 0.0) for plan in on_gpu]
     searched = [record.stages for record in records if record.stages.profile]  # the first stage of every search
     return Facts(
         kernels=sum(len(plan.graph) for plan, _ in plans),
@@ -70,6 +75,9 @@ def facts(records: Sequence[GraphRecord]) -> Facts:
         arena_bytes=sum(plan.memory.arena_bytes for plan, _ in plans),
         policy=", ".join(dict.fromkeys(s.policy for s in schedules)),
         bound_seconds=sum(lower_bound(plan.graph, plan.profile) for plan in on_gpu) if on_gpu else None,
+        path_seconds=sum(gap.critical_path for gap in gaps) if gaps else None,
+        streams_seconds=sum(gap.streams for gap in gaps) if gaps else None,
+        launch_seconds=sum(gap.launch for gap in gaps) if gaps else None,
         fallbacks=tuple(str(step) for record in records for step in record.fallbacks),
         kinds=dict(Counter(k.kind for plan, _ in plans for k in plan.graph.kernels)),
         search_seconds=sum(s.profile + s.schedule + s.plan + s.capture + s.search for s in searched) or None,

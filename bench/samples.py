@@ -51,7 +51,9 @@ class Row:
     once it is warm and what can be given back is; model_bytes: parameters, buffers and inputs.
     replays: CUDA Graphs one call replays, None on a CPU. captured: shapes captured, of `graphs` compiled graphs, as
     this backend reports them; fallbacks: its reasons, or stock Inductor's. kinds: kernels by kind. arena_bytes: what
-    the memory plan takes; bound_seconds: what no schedule of these kernels can beat.
+    the memory plan takes; bound_seconds: what no schedule of these kernels can beat; path_seconds: their
+    critical path, streams_seconds and launch_seconds: what the schedule adds to it (`scheduling.gaps`); the rest of the
+    time is contention.
     """
 
     model: str
@@ -80,6 +82,9 @@ class Row:
     arena_bytes: int = 0
     bound_seconds: float | None = None
     held_bytes: int | None = None
+    path_seconds: float | None = None
+    streams_seconds: float | None = None
+    launch_seconds: float | None = None
     model_bytes: int | None = None
 
     @property

@@ -22,6 +22,7 @@ from opara_backend.report.hazards import wait_rows
 from opara_backend.report.record import GraphRecord
 from opara_backend.report.timelines import critical_chain, predicted
 from opara_backend.scheduling.bounds import critical_path, work_bound
+from opara_backend.scheduling.gaps import gap_of
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.simulator import simulate
@@ -234,6 +235,7 @@ def _bound(
     guess = next((t.makespan for t in timelines if t.kind == "plan"), None)
     measured = next((seconds for one, seconds in tried if one == schedule), None)
     taken, bound = measured if measured is not None else guess, max(path, work)
+    parts = gap_of(graph, profile, schedule, taken) if taken is not None else None
     return model.BoundRow(
         critical_path=path,
         work=work,
@@ -241,6 +243,9 @@ def _bound(
         predicted=guess,
         measured=measured,
         gap=taken / bound - 1 if taken is not None and bound else None,
+        streams=parts.streams if parts is not None else None,
+        launch=parts.launch if parts is not None else None,
+        contention=parts.contention if parts is not None else None,
     )
 
 

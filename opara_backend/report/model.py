@@ -113,7 +113,8 @@ class CandidateRow:
 class BoundRow:
     """How fast no schedule of these kernels can beat. dominant: which of the two bounds is the larger.
 
-    gap: how far the replay (measured if it was, else predicted) lies above the bound, as a fraction of it.
+    gap: how far the replay (measured if it was, else predicted) lies above the bound, as a fraction of it. streams,
+    launch, contention: its seconds above the critical path by cause (`scheduling.gaps`).
     """
 
     critical_path: float
@@ -122,6 +123,9 @@ class BoundRow:
     predicted: float | None
     measured: float | None
     gap: float | None
+    streams: float | None = None
+    launch: float | None = None
+    contention: float | None = None
 
 
 @dataclass(frozen=True)

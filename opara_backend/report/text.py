@@ -121,6 +121,12 @@ def summary(shape: ShapeReport) -> Iterator[tuple[str, str]]:
             f"{us(max(bound.critical_path, bound.work))}, by {bound.dominant} "
             f"(critical path {us(bound.critical_path)}, work {us(bound.work)}){gap}",
         )
+        if bound.streams is not None:
+            yield (
+                "above the critical path",
+                f"{us(bound.streams)} kernels in turn on a stream, {us(bound.launch)} launches and joins, "
+                f"{us(bound.contention)} contention",
+            )
     for line in shape.timelines:
         if line.kind != "sequential" and line.spans:
             pairs = ", ".join(f"{_short(shape, a)} | {_short(shape, b)}" for a, b, _ in overlaps(line)[:2])

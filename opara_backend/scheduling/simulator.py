@@ -21,12 +21,13 @@ than alone), clocks. README.md says what these would change.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.device import DeviceSpec
 from opara_backend.profiling.profile import Profile
-from opara_backend.scheduling.costs import CostModel, kernel_cost
+from opara_backend.scheduling.costs import NOTHING, CostModel, KernelCost, kernel_cost
 from opara_backend.scheduling.schedule import Schedule
 
 _INSTANT = 1e-12  # seconds; what differs by less is rounding
@@ -58,15 +59,20 @@ def simulate(
     graph: KernelGraph, profile: Profile, schedule: Schedule, device: DeviceSpec, costs: CostModel | None = None
 ) -> Timeline:
     """Run `schedule` through the model. O(kernels x waves x kernels side by side)."""
-    return _Run(graph, profile, schedule, device, costs or CostModel()).timeline()
+    costs = costs or CostModel()
+    return _Run(graph, [kernel_cost(k, device, costs) for k in profile.kernels], schedule, costs).timeline()
+
+
+def simulate_with_room(graph: KernelGraph, profile: Profile, schedule: Schedule, costs: CostModel) -> Timeline:
+    """Run `schedule` on a GPU that has room and bandwidth for everything: no kernel takes longer than alone."""
+    ramps = [min(costs.ramp, seconds / 2) for seconds in profile.durations()]
+    alone = [KernelCost(r, 1, seconds - r, NOTHING, 0.0) for r, seconds in zip(ramps, profile.durations(), strict=True)]
+    return _Run(graph, alone, schedule, replace(costs, interference=0.0)).timeline()
 
 
 class _Run:
-    def __init__(
-        self, graph: KernelGraph, profile: Profile, schedule: Schedule, device: DeviceSpec, costs: CostModel
-    ) -> None:
-        self.schedule, self.costs = schedule, costs
-        self.cost = [kernel_cost(k, device, costs) for k in profile.kernels]
+    def __init__(self, graph: KernelGraph, cost: Sequence[KernelCost], schedule: Schedule, costs: CostModel) -> None:
+        self.schedule, self.cost, self.costs = schedule, cost, costs
         self.start, self.end = [0.0] * len(graph), [0.0] * len(graph)
         self.unplaced = [cost.blocks for cost in self.cost]
         self.free = [1.0, 1.0, 1.0, 1.0]
