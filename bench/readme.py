@@ -1,4 +1,4 @@
-"""Puts what is generated into README.md and docs/options.md: the results table and the table of options.
+"""Puts what is generated into README.md and docs: tables of results and the table of options.
 
 Takes: a page's text. Gives: the same text with what stands between its markers made anew.
 Must not change: anything outside the markers. `python -m bench readme` writes it; a test compares.
@@ -10,19 +10,19 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
-from bench.report import markdown
+from bench.report import TABLES
 from bench.samples import load
 from opara_backend.options import ACCEPTED, Options
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "options.md")
-_RESULTS = re.compile(r"(<!-- results: (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "options.md", ROOT / "docs" / "results.md")
+_RESULTS = re.compile(rf"(<!-- ({'|'.join(TABLES)}): (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def renewed(text: str) -> str:
     """`text` with its generated parts made from the committed results and from `options.py`."""
-    text = _RESULTS.sub(lambda m: f"{m[1]}{markdown(load(ROOT / m[2]))}\n{m[3]}", text)
+    text = _RESULTS.sub(lambda m: f"{m[1]}{TABLES[m[2]](load(ROOT / m[3]))}\n{m[4]}", text)
     return _OPTIONS.sub(lambda m: f"{m[1]}{options_table()}\n{m[2]}", text)
 
 

@@ -1,15 +1,19 @@
-"""Committed results -> the table a README shows.
+"""Committed results -> the tables that README and docs show.
 
-Takes: results (`bench.samples`). Gives: Markdown. Must not change: anything. Imports no torch. Every figure in a
-README comes from here, and a test keeps the two together.
+Takes: results (`bench.samples`). Gives: Markdown. Must not change: anything. Imports no torch. Every figure on a page
+comes from here, and a test keeps the two together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from bench.samples import Results, Row, median
+from bench.samples import Case, Results, Row, median
 from bench.tables import geometric_mean
+
+STOCK, OURS = "reduce-overhead", "opara"
+MIB = 2**20
 
 
 def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara", batch: int = 1) -> str:
@@ -33,14 +37,110 @@ def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara
         )
     if ratios:
         lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
+    lines += ["", _origin(results, processes)]
+    return "\n".join(lines)
+
+
+def batches(results: Results) -> str:
+    """How many times as fast as stock by GPU time, one row a model, one column a batch; and the geometric means."""
+    columns = sorted({case[2] for case in results.cases()})
+    found: dict[str, dict[int, float]] = {}
+    processes = set()
+    for case, stock, mine in _both(results):
+        found.setdefault(f"{case[0]} {case[1]}", {})[case[2]] = median(stock, "gpu") / median(mine, "gpu")
+        processes.add(len(mine))
+    lines = _head("model", *(f"batch {batch}" for batch in columns))
+    for name, by_batch in found.items():
+        lines.append(_line(name, *(f"{by_batch[b]:.2f}x" if b in by_batch else "" for b in columns)))
+    means = [[by[b] for by in found.values() if b in by] for b in columns]
+    lines.append(_line("geometric mean", *(f"**{geometric_mean(m):.2f}x** of {len(m)}" if m else "" for m in means)))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
+def gaps(results: Results) -> str:
+    """What a call takes above its critical path at batch 1, by cause, as shares of its GPU time."""
+    lines = _head(
+        "model, batch 1",
+        "GPU us",
+        "critical path",
+        "in turn on a stream",
+        "launches and joins",
+        "contention",
+        "streams",
+    )
+    processes = set()
+    for case in results.cases():
+        rows = [row for row in results.of(case, OURS) if row.path_seconds is not None]
+        if not rows or case[2] != 1:
+            continue
+        processes.add(len(rows))
+        whole = median(rows, "gpu")
+        parts = [statistics.median(getattr(row, name) for row in rows) for name in PARTS]
+        shares = [f"{part / whole:.0%}" for part in (*parts, whole - sum(parts))]
+        lines.append(_line(f"{case[0]} {case[1]}", f"{whole * 1e6:.0f}", *shares, str(rows[0].streams)))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
+PARTS = ("path_seconds", "streams_seconds", "launch_seconds")
+
+
+def memory(results: Results) -> str:
+    """Bytes reserved on the GPU beyond model and inputs, at most and once warm; and all in all, over stock's."""
+    lines = _head(
+        *("model", "batch", "model and inputs, MiB", f"{STOCK}: at most, held", f"{OURS}: at most, held"),
+        *("arena", "all in all, at most"),
+    )
+    processes = set()
+    for case, stock, mine in _both(results):
+        if any(row.peak_bytes is None or row.held_bytes is None for row in (*stock, *mine)):
+            continue
+        processes.add(len(mine))
+        model = _middle(mine, "model_bytes")
+        peaks = [_middle(rows, "peak_bytes") for rows in (stock, mine)]
+        held = [_middle(rows, "held_bytes") for rows in (stock, mine)]
+        pairs = [f"{peak / MIB:.0f}, {kept / MIB:.0f}" for peak, kept in zip(peaks, held, strict=True)]
+        arena, ratio = _middle(mine, "arena_bytes") / MIB, (model + peaks[1]) / (model + peaks[0])
+        name = f"{case[0]} {case[1]}"
+        lines.append(_line(name, str(case[2]), f"{model / MIB:.0f}", *pairs, f"{arena:.1f}", f"{ratio:.2f}x"))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
+TABLES: Mapping[str, Callable[[Results], str]] = {
+    "results": markdown,
+    "batches": batches,
+    "gaps": gaps,
+    "memory": memory,
+}
+
+
+def _both(results: Results) -> Iterator[tuple[Case, Sequence[Row], Sequence[Row]]]:
+    """Every case that both have figures of: stock's rows and ours."""
+    for case in results.cases():
+        stock, mine = results.of(case, STOCK), results.of(case, OURS)
+        if stock and mine:
+            yield case, stock, mine
+
+
+def _middle(rows: Sequence[Row], name: str) -> float:
+    return statistics.median(getattr(row, name) or 0 for row in rows)
+
+
+def _head(*cells: str) -> list[str]:
+    return [_line(*cells), _line(*("---" for _ in cells))]
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _origin(results: Results, processes: set[int]) -> str:
+    """What the figures were measured on, and the command that measures them again."""
     about = results.about
     count = " to ".join(str(n) for n in sorted({min(processes, default=0), max(processes, default=0)}))
-    lines.append("")
-    lines.append(
+    return (
         f"{about['device']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}, {count} "
         f"process{'' if count == '1' else 'es'} a case: `{about['command']}`"
     )
-    return "\n".join(lines)
 
 
 def _ms(rows: Sequence[Row], clock: str) -> str:
