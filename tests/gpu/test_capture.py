@@ -61,8 +61,8 @@ def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graph.Captured
     made: list[cuda_graph.CapturedGraph] = []
     original = cuda_graph.capture
 
-    def spy(*args: Any) -> cuda_graph.CapturedGraph:
-        made.append(original(*args))
+    def spy(*args: Any, **keywords: Any) -> cuda_graph.CapturedGraph:
+        made.append(original(*args, **keywords))
         return made[-1]
 
     monkeypatch.setattr(candidates, "capture", spy)
