@@ -105,11 +105,30 @@ def memory(results: Results) -> str:
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
+def options(results: Results) -> str:
+    """GPU time under an option over the time without, one row a model, one column each variant of `opara`."""
+    variants = sorted({row.backend for row in results.rows if row.backend.startswith(f"{OURS}:")})
+    lines = _head("model", *(f"`{variant.removeprefix(f'{OURS}:')}`" for variant in variants))
+    processes = set()
+    for case in results.cases():
+        cells = []
+        for variant in variants:
+            rows = results.of(case, variant)
+            same = {row.process for row in rows}
+            plain = [row for row in results.of(case, OURS) if row.process in same]
+            cells.append(f"{median(rows, 'gpu') / median(plain, 'gpu'):.2f}x" if rows and plain else "")
+            processes.update({len(rows)} - {0})
+        if any(cells):
+            lines.append(_line(f"{case[0]} {case[1]}", *cells))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "results": markdown,
     "batches": batches,
     "gaps": gaps,
     "memory": memory,
+    "times": options,
 }
 
 

@@ -213,10 +213,18 @@ def _flat(value: Any) -> list[torch.Tensor]:
 
 
 def _reserved(device: torch.device, *, new_peak: bool = False) -> int | None:
-    """Bytes the caching allocator holds after giving back what it can; None on a CPU."""
+    """Bytes the caching allocator holds after giving back what it can; None on a CPU.
+
+    cuBLAS's workspaces of eager calls are among it: they would be missing from what the first backend holds that
+    forgets them.
+    """
     if device.type != "cuda":
         return None
+    from opara_backend import upstream
+
     gc.collect()
+    torch.cuda.synchronize()
+    upstream.clear_cublas_workspaces()
     torch.cuda.empty_cache()
     if new_peak:
         torch.cuda.reset_peak_memory_stats()

@@ -191,14 +191,14 @@ def has_ordered_effect(operator: Any) -> bool:
     return isinstance(operator, torch._ops.OpOverload) and effects._get_effect(operator) is not None
 
 
-def clear_cublas_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
+def clear_cublas_workspaces(streams: Sequence[torch.cuda.Stream] | None = None) -> None:
     """Forget the workspaces cuBLAS keeps for `streams`, so that the next call allocates its own (pytorch#193402).
 
-    Where torch cannot tell streams apart, those of all streams and threads are forgotten, also while they are in use.
+    Without `streams`, and where torch cannot tell streams apart, those of all streams and threads are forgotten, also while they are in use.
     Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
     """
     clear = _clear_cublas_workspaces_of_one_stream()
-    if clear is None:
+    if clear is None or streams is None:
         torch._C._cuda_clearCublasWorkspaces()
         return
     for stream in streams:

@@ -19,8 +19,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -38,6 +40,8 @@ Probe = Callable[[int], None]
 EXCLUSIVE = threading.RLock()  # taken before any lock of a compiled graph; an operator may call a compiled model
 
 _COMPILATION_WAITS = 60.0  # seconds; then it goes on: what is waited for may be waiting for the compilation
+
+_LAUNCHED = 10.0  # seconds after which a GEMM whose workspace had been asked for is surely under way
 
 _INVALIDATED = 901  # cudaErrorStreamCaptureInvalidated
 _ATTEMPTS = 3  # at a capture that somebody else invalidates
@@ -119,10 +123,21 @@ def capture(
     raise AssertionError("unreachable")
 
 
+class _Workspaces:
+    """When cuBLAS workspaces of all threads were last forgotten, by `time.monotonic`; guarded by `EXCLUSIVE`."""
+
+    forgotten = -math.inf
+
+
+_WORKSPACES = _Workspaces()
+
+
 def give_up_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
     """Let library workspaces of `streams` belong to the graphs captured there, and to nobody else."""
     with EXCLUSIVE:  # nobody captures meanwhile
         upstream.clear_cublas_workspaces(streams)
+        if not upstream.clears_cublas_workspaces_by_stream():
+            _WORKSPACES.forgotten = time.monotonic()
 
 
 def give_back_unused() -> None:
@@ -133,7 +148,7 @@ def give_back_unused() -> None:
     free, must stay mapped. While a thread allocates from a pool, torch gives back none but graphs' memory.
     """
     with EXCLUSIVE, contextlib.ExitStack() as held:
-        if not upstream.clears_cublas_workspaces_by_stream():
+        if time.monotonic() - _WORKSPACES.forgotten < _LAUNCHED:
             held.enter_context(torch.cuda.use_mem_pool(torch.cuda.MemPool()))
         torch.cuda.empty_cache()
 
