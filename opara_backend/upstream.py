@@ -194,7 +194,8 @@ def has_ordered_effect(operator: Any) -> bool:
 def clear_cublas_workspaces(streams: Sequence[torch.cuda.Stream] | None = None) -> None:
     """Forget the workspaces cuBLAS keeps for `streams`, so that the next call allocates its own (pytorch#193402).
 
-    Without `streams`, and where torch cannot tell streams apart, those of all streams and threads are forgotten, also while they are in use.
+    Without `streams`, and where torch cannot tell streams apart, those of all streams and threads are forgotten, also
+    while they are in use.
     Seen 2.11, 2.13, 2.15. Without it a captured graph may read a workspace somebody else frees.
     """
     clear = _clear_cublas_workspaces_of_one_stream()

@@ -1,0 +1,83 @@
+"""The tables that README and docs show say what the rows say, each figure once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bench.report import batches, gaps, markdown, memory, options
+from bench.samples import ABOUT, Results, Row, Samples
+
+ABOUT_TEST = {**dict.fromkeys(ABOUT, "x"), "commit": "abc1234"}
+MIB = 2**20
+
+
+def row(backend: str, ms: float, batch: int = 1, model: str = "tiny", **more: Any) -> Row:
+    seconds = (ms * 1e-3,) * 3
+    made = Row(model, "float16", batch, backend, Samples(seconds, (2 * ms * 1e-3,), (3 * ms * 1e-3,)), 0.0, None)
+    return replace(made, **more)
+
+
+def cells(text: str, name: str) -> list[str]:
+    """The row of a table whose first cell is `name`."""
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def results(*rows: Row) -> Results:
+    return Results(ABOUT_TEST, rows)
+
+
+PAIR = (row("reduce-overhead", 2.0), row("opara", 1.0, kernels=7, streams=3))
+
+
+def test_speed_ups_by_batch_and_their_mean() -> None:
+    more = [row("reduce-overhead", 3.0, 8), row("opara", 2.0, 8)]
+    other = [row("reduce-overhead", 8.0, model="large"), row("opara", 1.0, model="large")]
+    text = batches(results(*PAIR, *more, *other))
+    assert cells(text, "tiny float16") == ["2.00x", "1.50x"]
+    assert cells(text, "large float16") == ["8.00x", ""]
+    assert cells(text, "geometric mean") == ["**4.00x** of 2", "**1.50x** of 1"]
+    assert "commit abc1234, 1 process a case" in text
+    assert "**2.83x**" not in markdown(results(*PAIR))
+
+
+def test_what_was_not_reported_is_in_no_table() -> None:
+    wrong = row("opara", 1.0, samples=None, problem="wrong: error 1 against eager")
+    found = results(PAIR[0], wrong)
+    for table in (batches, gaps, memory, markdown):
+        assert "tiny" not in table(found)
+
+
+def test_parts_of_the_gap_add_up_to_the_whole() -> None:
+    mine = row("opara", 1.0, streams=3, path_seconds=0.6e-3, streams_seconds=0.1e-3, launch_seconds=0.05e-3)
+    assert cells(gaps(results(mine)), "tiny float16") == ["1000", "60%", "10%", "5%", "25%", "3"]
+    assert "tiny" not in gaps(results(PAIR[1]))  # measured before there were parts
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_memory_beyond_the_model_and_all_in_all(known: bool) -> None:
+    def held(peak: int, kept: int, arena: int = 0) -> dict[str, int]:
+        return {
+            "peak_bytes": peak * MIB,
+            "held_bytes": kept * MIB,
+            "model_bytes": 100 * MIB,
+            "arena_bytes": arena * MIB,
+        }
+
+    stock = row("reduce-overhead", 2.0, **(held(20, 10) if known else {}))
+    text = memory(results(stock, row("opara", 1.0, **held(50, 30, 5))))
+    if known:
+        assert cells(text, "tiny float16") == ["1", "100", "20, 10", "50, 30", "5.0", "1.25x"]
+    else:
+        assert "tiny" not in text
+
+
+def test_an_option_is_compared_within_its_process() -> None:
+    """Another process may have had another clock."""
+    slow = [row("opara", 4.0, process=1), row("opara:combo_kernels=True", 6.0, process=1)]
+    text = options(results(*PAIR, *slow, row("opara", 1.0, model="other")))
+    assert cells(text, "tiny float16") == ["1.50x"]
+    assert "other" not in text
