@@ -100,22 +100,22 @@ def makespans(results: Sequence[Results]) -> Lines:
 
 
 def _against_batch(results: Sequence[Results]) -> list[tuple[str, list[tuple[int, float, float]]]]:
-    """Per model, of the first element type with several batches: (batch, our seconds, stock seconds).
+    """Per model, of the first element type with several batches in one run: (batch, our seconds, stock seconds).
 
     As many models as there are colours to tell them apart, those that gain most at their smallest batch.
     """
-    found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
     for document in results:
+        found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
         for case in document.cases():
             ours, stock = document.of(case, OURS), document.of(case, STOCK)
             if ours and stock:
                 by_model = found.setdefault(case[1], {})
                 by_model.setdefault(f"{case[0]} {case[1]}", []).append((case[2], median(ours), median(stock)))
-    for by_model in found.values():
-        several = [(name, sorted(points)) for name, points in by_model.items() if len(points) > 1]
-        if several:
-            several.sort(key=lambda entry: entry[1][0][1] / entry[1][0][2])
-            return several[: len(SERIES)]
+        for by_model in found.values():
+            several = [(name, sorted(points)) for name, points in by_model.items() if len(points) > 1]
+            if several:
+                several.sort(key=lambda entry: entry[1][0][1] / entry[1][0][2])
+                return several[: len(SERIES)]
     return []
 
 

@@ -35,6 +35,13 @@ def test_what_is_drawn() -> None:
     assert memory([row]).series == (("one stream", (25.0,)),)
 
 
+def test_a_line_is_of_one_run() -> None:
+    """Another run of the same model has another machine or commit behind it."""
+    other = Results(results().about, tuple(r for r in results().rows if r.batch == 1))
+    for documents_ in ([other, results()], [results(), other]):
+        assert batches(documents_).series == (("tiny float16", ((1, 2.0), (8, 1.5))),)
+
+
 def test_one_batch_is_no_line() -> None:
     one = Results(results().about, tuple(r for r in results().rows if r.batch == 1))
     assert batches([one]).series == ()
