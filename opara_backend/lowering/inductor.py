@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import logging
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,19 +24,12 @@ from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering import lines as line_kinds
 from opara_backend.lowering import statements
 from opara_backend.lowering.describe import (
-    buffer_of,
-    dtype_name,
-    flops_of,
     input_buffers,
-    module_of,
     nbytes_of,
-    source_of,
 )
-from opara_backend.lowering.inplace import inplace_pairs
-from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
-from opara_backend.lowering.subgraphs import is_kernel, subgraph_call
+from opara_backend.lowering.sorting import Sorter, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +67,6 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
         _request.reset(token)
 
 
-class Unsupported(Exception):
-    """A wrapper line that cannot be rewritten; the message is the fallback's detail."""
-
-
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
     """Writes `program(args, alloc, task, release)` in place of `call(args)`."""
 
@@ -86,7 +74,6 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         self._origins: dict[int, tuple[Any, Any]] = {}
         self._graph_json: str | None = None
         self._unsupported = ""
-        self._subgraph_text: list[str] = []
         super().__init__()
 
     @staticmethod
@@ -173,9 +160,10 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             symbols=_symbols(graph),
         )
         whole_of = {id(line): line.node.get_name() for line in lines if is_a(line, ("ReinterpretLine",))}
+        sorter = Sorter(writer, self._origin)
         for line in lines:
             written, indent = self._text_of(line)
-            self._sort(writer, line, written, indent, whole_of.get(id(line)))
+            sorter.sort(line, written, indent, whole_of.get(id(line)))
         graph = writer.graph([statements.parse(ref) for ref in self.get_output_refs()])
         graph.verify()
         body, graph_json = writer.body(), graph.to_json()
@@ -207,95 +195,6 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         finally:
             self.writeline = redirected  # type: ignore[method-assign]
         return [t for t in buffer.getvalue().splitlines() if t.strip()], buffer._indent
-
-    def _sort(self, writer: ProgramWriter, line: Any, written: list[str], indent: int, whole: str | None) -> None:
-        """Hand one line to the writer method that fits it."""
-        if is_a(line, line_kinds.UNSUPPORTED) or getattr(line, "comm_buffer", False):
-            raise Unsupported(f"{type(line).__name__}: the program chooses streams, pools or peers itself")
-        if is_a(line, line_kinds.BOOKKEEPING):
-            return
-        text = [t for t in written if not t.lstrip().startswith(("#", "del "))]
-        if not text and not indent:
-            return
-        node = getattr(self._origin(line), "node", None)
-        if isinstance(line, str) and is_kernel(node):
-            self._sort_subgraph(writer, node, text)
-            return
-        statement = statements.parse("\n".join(text))
-        by_itself = is_a(line, line_kinds.HOST) or (statement.kind == "host" and not is_a(line, line_kinds.CALLS))
-        if by_itself and not indent and not writer.touches_data(statement):
-            writer.plain(text)  # a check on sizes: they are the same for every run of one shape
-        elif writer.depends_on_host(statement) or indent or by_itself:
-            writer.host(statement, text, indent)
-        elif is_a(line, ("AllocateLine",)):
-            writer.allocation(buffer_of(line.node, planned=True), text)
-        elif is_a(line, line_kinds.VIEWS) or statement.kind == "view":
-            self._sort_view(writer, line, statement, text, whole)
-        elif is_a(line, line_kinds.CALLS) or statement.kind == "call":
-            self._sort_call(writer, line, statement, text)
-        else:
-            writer.plain(text)
-
-    def _sort_subgraph(self, writer: ProgramWriter, node: Any, text: list[str]) -> None:
-        """A list of arguments, then the call of a function of the module: together one kernel."""
-        self._subgraph_text += text
-        statement = statements.parse("\n".join(self._subgraph_text))
-        name, device = node.get_name(), str(node.get_device())
-        if name not in statement.stores:
-            return
-        text, self._subgraph_text = self._subgraph_text, []
-        writer.launch(
-            subgraph_call(node, statement),
-            text,
-            (name,),
-            device=device,
-            dtype=dtype_name(node),
-            source=source_of(node),
-            module=module_of(node),
-            results=[_result(name, device)],
-        )
-
-    def _sort_view(
-        self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str], whole: str | None
-    ) -> None:
-        for name in statement.stores:
-            if whole is not None:
-                writer.part(name, whole, statement, text)
-            else:
-                writer.view(name, statement, text)
-
-    def _sort_call(self, writer: ProgramWriter, line: Any, statement: statements.Statement, text: list[str]) -> None:
-        origin = self._origin(line)
-        stores: tuple[str, ...] = ()
-        node = getattr(line, "node", None) or getattr(origin, "node", None)
-        if is_a(line, ("KernelCallLine",)):
-            call = triton_call(line, _mutated(origin)) if line.triton else cpp_call(line)
-            if line.triton:
-                text = _fresh_stream(text)
-            elif line.device.type != "cpu":
-                raise Unsupported(f"kernel {line.kernel_name} is neither Triton nor C++ for the CPU")
-            device = str(line.device)
-        else:
-            touched = [n for n in (*statement.loads, *statement.stores) if writer.knows(n)]
-            if not touched and node is None:
-                writer.plain(text)
-                return
-            call = extern_call(node, statement)
-            own = getattr(node, "get_device", lambda: None)()
-            device = str(own) if own is not None else writer.device
-            stores = statement.stores
-        writer.launch(
-            call,
-            text,
-            stores,
-            device=device,
-            dtype=dtype_name(node),
-            flops=flops_of(origin, generated=call.kind in ("triton", "cpp")),
-            source=source_of(origin),
-            module=module_of(origin),
-            results=[_result(name, device) for name in stores],
-            inplace=inplace_pairs(origin) if call.kind in ("triton", "cpp") else (),
-        )
 
     def leave_to_inductor(self, lines: Sequence[Any], code: Any, why: str) -> None:
         """Write `lines` as stock Inductor does."""
@@ -354,27 +253,6 @@ class _Rewritten(upstream.WrapperLine):
             self.wrapper.leave_to_inductor(self.lines, code, f"internal error: {type(error).__name__}: {error}")
         finally:
             options.current().lowering_seconds += time.perf_counter() - start
-
-
-_STREAM_NAME = re.compile(r"stream=stream(\d+)\b")
-
-
-def _fresh_stream(text: list[str]) -> list[str]:
-    """`text` with the raw stream asked for inside the launch: it differs between kernels of one program."""
-    kept = [t for t in text if " = get_raw_stream(" not in t]
-    return [_STREAM_NAME.sub(r"stream=get_raw_stream(\1)", t) for t in kept]
-
-
-def _mutated(origin: Any) -> tuple[str, ...]:
-    names: dict[str, None] = {}
-    for output in origin.get_outputs() if origin is not None and hasattr(origin, "get_outputs") else ():
-        names.update(dict.fromkeys(output.get_mutations()))
-    return tuple(names)
-
-
-def _result(name: str, device: str) -> Buffer:
-    made = upstream.V.graph.try_get_buffer(name)
-    return buffer_of(made, planned=False) if made is not None else Buffer(name, "intermediate", None, "", device)
 
 
 def _device_of_graph(graph: Any) -> str:

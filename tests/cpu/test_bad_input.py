@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.lowering import inductor as lowering
 from opara_backend.lowering.program import ProgramWriter
+from opara_backend.lowering.sorting import Sorter, Unsupported
 from opara_backend.report.record import GraphRecord, collect
 
 Agree = Callable[..., list[GraphRecord]]
@@ -159,7 +159,7 @@ def test_freezing_asked_for_in_time() -> None:
 
 
 def refuse(*arguments: Any, **keywords: Any) -> Any:
-    raise lowering.Unsupported("a line from the future")
+    raise Unsupported("a line from the future")
 
 
 def fail(*arguments: Any, **keywords: Any) -> Any:
@@ -167,8 +167,8 @@ def fail(*arguments: Any, **keywords: Any) -> Any:
 
 
 BROKEN = [
-    (lowering.OparaWrapperCodegen, "_sort", refuse, "a line from the future"),
-    (lowering.OparaWrapperCodegen, "_sort", fail, "RuntimeError: a bug of ours"),
+    (Sorter, "sort", refuse, "a line from the future"),
+    (Sorter, "sort", fail, "RuntimeError: a bug of ours"),
     (ProgramWriter, "launch", refuse, "a line from the future"),
     (ProgramWriter, "graph", fail, "RuntimeError: a bug of ours"),
     (ProgramWriter, "body", fail, "RuntimeError: a bug of ours"),
@@ -211,7 +211,7 @@ def test_what_we_cannot_lower_is_stock_inductors(
 
 
 def test_error_on_request_when_lowering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lowering.OparaWrapperCodegen, "_sort", refuse)
+    monkeypatch.setattr(Sorter, "sort", refuse)
     compiled = torch.compile(square, backend="opara", options={"fallback": "error"})
     with (
         torch._inductor.config.patch(no_caches()),

@@ -13,7 +13,7 @@ import torch
 from opara_backend.__main__ import main
 from opara_backend.commands import checks
 from opara_backend.commands.checks import BROKEN, OK, Finding
-from opara_backend.lowering.inductor import Unsupported
+from opara_backend.lowering.sorting import Unsupported
 
 CPU_ONLY = pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 

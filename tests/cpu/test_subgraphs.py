@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from opara_backend.kernel_graph import Buffer
-from opara_backend.lowering.inductor import OparaWrapperCodegen
 from opara_backend.lowering.program import ProgramWriter
+from opara_backend.lowering.sorting import Sorter
 from opara_backend.lowering.subgraphs import is_kernel
 from opara_backend.upstream import V
 
@@ -62,16 +62,14 @@ LINES = (
 )
 
 
-def test_a_product_in_parts_is_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_product_in_parts_is_one_kernel() -> None:
     node = SubgraphBuffer(ExternKernel(), ComputedBuffer())
-    wrapper = object.__new__(OparaWrapperCodegen)
-    wrapper._subgraph_text = []
-    monkeypatch.setattr(wrapper, "_origin", lambda line: SimpleNamespace(node=node), raising=False)
     inputs = [Buffer(name, "input", 64, "", "cuda:0") for name in ("buf1", "arg1")]
     writer = ProgramWriter(device="cuda:0", inputs=tuple(inputs), constants=(), symbols=())
+    sorter = Sorter(writer, lambda line: SimpleNamespace(node=node))
     with V.set_graph_handler(SimpleNamespace(try_get_buffer=lambda name: None)):
         for line in LINES:
-            wrapper._sort(writer, line, [line], 0, None)
+            sorter.sort(line, [line], 0, None)
     graph = writer.graph([])
     (kernel,) = graph.kernels
     assert (kernel.kind, kernel.call, kernel.host) == ("extern", "decompose_k_mm_4_split_1", False)
