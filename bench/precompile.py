@@ -1,10 +1,10 @@
-"""What a campaign compiles before it measures: many programs at once, the largest first, into one folder of caches.
+"""What a campaign compiles before it measures: many programs at once, batch by batch, into one folder of caches.
 
 Takes: jobs. Gives: the programs they need, each once; a row a program as it is compiled, its `first_call_seconds` in
 company. Must not change: anything but the caches. Nothing is timed here.
 
-A program far larger than the others would be alone in the end and hold up all: it is begun first and with several
-compile threads, and any program gets more of them when fewer programs than workers are left.
+A program far larger than the others would be alone in the end and hold up all: it is begun first of its batch and with
+several compile threads, and any program gets more of them when fewer programs than workers are left.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ def size(model: str, small: bool = False) -> int:
 
 
 def largest_first(jobs: Iterable[Job]) -> list[Job]:
-    """The order to compile in; what is equally large stays in the order given."""
-    return sorted(jobs, key=lambda job: -size(job.model, job.small))
+    """The order to compile in: batch by batch as they are given, so that one is whole when time is up, and of each the
+    largest first. What is equally large stays in the order given."""
+    jobs = list(jobs)
+    batches = list(dict.fromkeys(job.batch for job in jobs))
+    return sorted(jobs, key=lambda job: (batches.index(job.batch), -size(job.model, job.small)))
 
 
 def threads(job_size: int, middle: float, left: int, workers: int) -> int:
