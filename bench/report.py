@@ -76,7 +76,7 @@ def gaps(results: Results) -> str:
         processes.add(len(rows))
         whole = median(rows, "gpu")
         parts = [statistics.median(getattr(row, name) for row in rows) for name in PARTS]
-        shares = [f"{part / whole:.0%}" for part in (*parts, whole - sum(parts))]
+        shares = [f"{part / whole:.0%}".replace("-0%", "0%") for part in (*parts, whole - sum(parts))]
         lines.append(_line(f"{case[0]} {case[1]}", f"{whole * 1e6:.0f}", *shares, str(rows[0].streams)))
     return "\n".join([*lines, "", _origin(results, processes)])
 

@@ -173,6 +173,9 @@ def _cards(graph: GraphReport, shape: ShapeReport) -> list[tuple[str, str]]:
         cards.append((_short(at_best), f"no schedule beats this: {bound.dominant}"))
         if bound.gap is not None:
             cards.append((f"{bound.gap:.0%}", "above that is what a call takes"))
+        if bound.streams is not None and bound.launch is not None and bound.contention is not None:
+            rest = f"{_short(bound.launch)} launches and joins, {_short(bound.streams)} kernels in turn on a stream"
+            cards.append((_short(bound.contention), f"of a call is contention; {rest}"))
     for line in shape.timelines:
         if line.kind == "measured" or (line.kind == "plan" and shape.timeline("measured") is None):
             how = "measured" if line.kind == "measured" else "predicted"

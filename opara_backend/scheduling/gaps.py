@@ -41,4 +41,5 @@ def gap_of(
     path = critical_path(graph, profile)
     in_order = simulate_with_room(graph, profile, schedule, FREE).makespan
     launched = simulate_with_room(graph, profile, schedule, costs or CostModel()).makespan
-    return Gap(path, in_order - path, launched - in_order, seconds - launched)
+    # Each is the last and more; what differs by rounding is the same.
+    return Gap(path, max(0.0, in_order - path), max(0.0, launched - in_order), seconds - launched)

@@ -129,9 +129,14 @@ def test_what_is_said_about_a_shape() -> None:
     assert (shape.bound.measured, shape.bound.dominant) == (17e-6, "critical path")
     assert shape.bound.gap == pytest.approx(17 / 16 - 1)
     assert [k.critical for k in shape.kernels] == [True, False, True, True]
-    text = report_with(shape, graph).text(width=140)
+    parts = (shape.bound.streams, shape.bound.launch, shape.bound.contention)
+    assert sum(part or 0.0 for part in parts) == pytest.approx(1e-6)
+    report = report_with(shape, graph)
+    text = report.text(width=140)
     for part in ("measured 17.0 us", "6% above it", "kept", "by critical path", "limited", "RAW", "time spent"):
         assert part in text or part == "limited", part
+    assert "launches and joins" in text
+    assert "of a call is contention" in page(report)
 
 
 def test_a_long_table_says_how_to_see_the_rest() -> None:
