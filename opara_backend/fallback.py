@@ -74,9 +74,11 @@ def why_host(graph: KernelGraph) -> tuple[FallbackReason, str] | None:
     """Why no CUDA Graph can hold `graph`: the first place where it needs the host, with the user's line; else None."""
     if len(graph.segments) > 1:
         ran = graph.segments[1]
-        seen = f"after {graph.kernels[ran - 1].call}" if ran else "before the first kernel"
-        source = graph.kernels[ran - 1].source if ran else ""
-        return FallbackReason.HOST_DECISION, f"the host decides {seen}{_at(source)}"
+        if not graph.kernels:
+            return FallbackReason.HOST_DECISION, "the host decides, and runs no kernel"
+        kernel = graph.kernels[max(0, ran - 1)]
+        seen = "after" if ran else "before the first kernel,"
+        return FallbackReason.HOST_DECISION, f"the host decides {seen} {kernel.call}{_at(kernel.source)}"
     for kernel in graph.kernels:
         if kernel.host:
             return FallbackReason.HOST_KERNEL, f"{kernel.call} touches the CPU{_at(kernel.source)}"

@@ -20,7 +20,7 @@ from opara_backend.lowering.inplace import inplace_pairs
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
-from opara_backend.lowering.subgraphs import is_kernel, subgraph_call
+from opara_backend.lowering.subgraphs import is_call, is_kernel, subgraph_call
 
 
 class Unsupported(Exception):
@@ -66,9 +66,9 @@ class Sorter:
         """A list of arguments, then the call of a function of the module: together one kernel."""
         self._subgraph_text += text
         statement = statements.parse("\n".join(self._subgraph_text))
-        name, device = node.get_name(), str(node.get_device())
-        if name not in statement.stores:
+        if not is_call(node, statement):
             return
+        name, device = node.get_name(), str(node.get_device())
         text, self._subgraph_text = self._subgraph_text, []
         self.writer.launch(
             subgraph_call(node, statement),

@@ -1,31 +1,58 @@
-"""Functions of the generated module that are called like an operator: matrix products split along k, for instance.
+"""Functions of the generated module that are called like an operator, as one kernel each.
 
-Takes: the IR node behind a line. Gives: whether it is such a call, and what it does as one kernel. Its own kernels run
-one after another on the stream it is called on, in memory it allocates itself.
-Must not change: the lines. What is decided on the host inside a subgraph (`torch.cond`) is left to the host.
+Inductor makes them of matrix products split along k, and of regions under `torch.compiler.nested_compile_region`. Their
+own kernels run one after another on the stream they are called on, in memory they allocate themselves.
+Takes: the IR node behind a line. Gives: whether it is such a call, and what it does. Must not change: the lines.
+What is decided on the host inside a subgraph (`torch.cond`), or computed on another device, is left to the host.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from opara_backend.lowering.kernels import Call, draws_random_numbers
+from opara_backend.lowering.kernels import Call, draws_random_numbers, extern_call
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.statements import Statement
 
-_DECIDED_ON_HOST = ("Conditional", "WhileLoop", "DynamicScalar", "InvokeSubgraph", "EffectfulKernel")
+_CALLS = ("SubgraphBuffer", "InvokeSubgraph")
+_DECIDED_ON_HOST = ("Conditional", "WhileLoop", "DynamicScalar", "EffectfulKernel")
 
 
 def is_kernel(node: Any) -> bool:
-    """True if `node` is a subgraph that runs on the device from its first kernel to its last."""
-    if not is_a(node, ("SubgraphBuffer",)):
+    """True if `node` is a subgraph that runs on its device from its first kernel to its last."""
+    if not is_a(node, _CALLS):
         return False
-    operations = getattr(node.subgraph, "operations", None)
-    return operations is not None and not any(is_a(operation, _DECIDED_ON_HOST) for operation in operations)
+    device = str(node.get_device())
+    return all(
+        not is_a(operation, _DECIDED_ON_HOST)
+        and (operation.get_device() is None or str(operation.get_device()) == device)
+        and (is_kernel(operation) or not is_a(operation, _CALLS))
+        for operation in _graph(node).operations
+    )
+
+
+def is_call(node: Any, statement: Statement) -> bool:
+    """True if `statement`, what has been written for `node` so far, calls the subgraph."""
+    return _graph(node).name in statement.loads
 
 
 def subgraph_call(node: Any, statement: Statement) -> Call:
     """The call of a subgraph, whose arguments `statement` lists and whose result it binds to the name of `node`."""
-    operators = [o for o in node.subgraph.operations if is_a(o, ("ExternKernel",))]
-    random = any(draws_random_numbers(operator) for operator in operators)
-    return Call("extern", node.subgraph.name, statement.loads, (node.get_name(),), random=random)
+    call, arguments = extern_call(node, statement), f"{_graph(node).name}_args"
+    reads, writes = (tuple(n for n in names if n != arguments) for names in (call.reads, call.writes))
+    return replace(call, callee=_graph(node).name, reads=reads, writes=writes, random=_draws_random_numbers(node))
+
+
+def _draws_random_numbers(node: Any) -> bool:
+    operations = _graph(node).operations
+    return any(
+        _draws_random_numbers(operation) if is_a(operation, _CALLS) else draws_random_numbers(operation)
+        for operation in operations
+        if is_a(operation, ("ExternKernel",))
+    )
+
+
+def _graph(node: Any) -> Any:
+    """The lowered graph behind the call."""
+    return node.subgraph.graph if is_a(node, ("InvokeSubgraph",)) else node.subgraph

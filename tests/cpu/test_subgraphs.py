@@ -1,6 +1,6 @@
 """Functions of the generated module, which Inductor calls like operators, are one kernel each.
 
-Inductor makes them of matrix products on a GPU only (`tests/gpu/test_subgraphs.py`); here what it writes is made up.
+Inductor splits matrix products on a GPU only (`tests/gpu/test_subgraphs.py`): what it writes of them is made up here.
 """
 
 from __future__ import annotations
@@ -10,31 +10,37 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering.program import ProgramWriter
 from opara_backend.lowering.sorting import Sorter
 from opara_backend.lowering.subgraphs import is_kernel
+from opara_backend.report.record import collect
 from opara_backend.upstream import V
+from tests.arguments import normal
 
 
-class ExternKernelOut:
+class Operation:
+    """On a device, None for one that has several results."""
+
+    def __init__(self, device: str | None = "cuda:0") -> None:
+        self.device = device
+
+    def get_device(self) -> torch.device | None:
+        return torch.device(self.device) if self.device is not None else None
+
+
+class ExternKernel(Operation):
     python_kernel_name = "extern_kernels.bmm_dtype"
 
 
-class FallbackKernel:
-    op_overload = torch.ops.aten.rand.default
-
-
-class ComputedBuffer:
+class ComputedBuffer(Operation):
     pass
 
 
-class Conditional:
-    pass
-
-
-class ExternKernel(ExternKernelOut):
+class Conditional(Operation):
     pass
 
 
@@ -48,6 +54,9 @@ class SubgraphBuffer:
 
     def get_name(self) -> str:
         return "buf2"
+
+    def get_outputs(self) -> list[Any]:
+        return [self]
 
     def get_device(self) -> torch.device:
         return torch.device("cuda:0")
@@ -81,8 +90,74 @@ def test_a_product_in_parts_is_one_kernel() -> None:
 
 
 @pytest.mark.parametrize(
-    ("operation", "expected"), [(ExternKernel(), True), (ComputedBuffer(), True), (Conditional(), False)]
+    ("operation", "expected"),
+    [
+        (ExternKernel(), True),
+        (ComputedBuffer(), True),
+        (ExternKernel(None), True),
+        (ComputedBuffer("cpu"), False),
+        (Conditional(), False),
+        (SubgraphBuffer(ExternKernel()), True),
+        (SubgraphBuffer(Conditional()), False),
+    ],
 )
-def test_what_the_host_decides_inside_is_left_to_it(operation: Any, expected: bool) -> None:
-    assert is_kernel(SubgraphBuffer(operation)) == expected
-    assert not is_kernel(operation)
+def test_what_the_host_does_inside_is_left_to_it(operation: Any, expected: bool) -> None:
+    assert is_kernel(SubgraphBuffer(ComputedBuffer(), operation)) == expected
+
+
+# --- regions ---------------------------------------------------------------------------------------------------------
+
+
+@torch.compiler.nested_compile_region
+def layer(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    return (x @ w).relu() + 1, x.sum(0)
+
+
+def layers(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    first, total = layer(x, w)
+    second, _ = layer(first, w)
+    return layer(second.tanh(), w)[0] @ w + total, first
+
+
+@torch.compiler.nested_compile_region
+def noise(x: Tensor) -> Tensor:
+    return F.dropout(x @ x, 0.5)
+
+
+@torch.compiler.nested_compile_region
+def branch(x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda y: y @ y, lambda y: y - 1, (x,))
+
+
+@pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
+def test_a_region_is_a_kernel(dynamic: bool | None) -> None:
+    with torch.no_grad(), collect() as records:
+        compiled = torch.compile(layers, backend="opara", dynamic=dynamic)
+        for size in (8, 8, 12):
+            given = normal(size, size, size), normal(1, size, size)
+            torch.testing.assert_close(compiled(*given), layers(*given), rtol=1e-4, atol=1e-3)
+    for record in records:
+        assert (record.graph.segments, record.fallbacks) == ((0,), [])
+        regions = [kernel for kernel in record.graph.kernels if kernel.call.startswith("repeated_subgraph")]
+        assert len(regions) == 3
+        assert not any("rng" in kernel.writes for kernel in regions)
+
+
+def test_a_region_that_draws_numbers_draws_new_ones() -> None:
+    x = torch.ones(32, 32)
+    with torch.no_grad(), collect() as records:
+        compiled = torch.compile(lambda x: (noise(x), noise(x + 0.5)), backend="opara")
+        drawn = [compiled(x)[0] for _ in range(3)]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    regions = [kernel for kernel in records[0].graph.kernels if "subgraph" in kernel.call]
+    assert len(regions) == 2
+    assert all("rng" in kernel.writes for kernel in regions)
+
+
+def test_a_region_with_a_branch_is_left_to_the_host() -> None:
+    with torch.no_grad(), collect() as records:
+        compiled = torch.compile(lambda x: branch(branch(x) * 2), backend="opara")
+        for x in (torch.ones(4, 4), -torch.ones(4, 4)):
+            torch.testing.assert_close(compiled(x), branch(branch(x) * 2))
+    assert all(len(record.graph.segments) > 1 for record in records)

@@ -175,7 +175,7 @@ def test_why_a_graph_needs_the_host_is_foreseen_on_a_cpu_in_the_words_used_on_a_
         (touching, f"{second.call} touches the CPU at a/b.py:3 in f"),
         (replace(touching, segments=(0, 2)), f"the host decides after {second.call} at a/b.py:3 in f"),
         (replace(touching, segments=(0, 1)), f"the host decides after {first.call}"),
-        (replace(touching, segments=(0, 0)), "the host decides before the first kernel"),
+        (replace(touching, segments=(0, 0)), f"the host decides before the first kernel, {first.call}"),
     ):
         assert why_host(needing) is not None
         (row,) = graph_report(GraphRecord(needing, Options()), PRESETS["H200"]).fallbacks
