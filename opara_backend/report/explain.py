@@ -13,7 +13,8 @@ import builtins
 import contextlib
 import platform
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,10 +46,12 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     original, settings, dynamic = given or (model, {"options": options} if options else {}, None)
     quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
     with quiet, _recompilable(), _compiled(original, settings, dynamic) as call:
+        before = Counter(upstream.counters["graph_break"])
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
                 call(*inputs, **kwargs)
-        report = _report(original, settings, records, steps)
+        breaks = Counter(upstream.counters["graph_break"]) - before  # some are counted twice
+        report = _report(original, settings, records, steps, tuple(breaks))
         if any(captured for record in records for _, captured in record.plans.values()):
             from opara_backend.report.replays import with_measured
 
@@ -89,7 +92,11 @@ def _compiled(
 
 
 def _report(
-    model: Any, settings: Mapping[str, Any], records: list[GraphRecord], steps: list[fallback.Fallback]
+    model: Any,
+    settings: Mapping[str, Any],
+    records: list[GraphRecord],
+    steps: list[fallback.Fallback],
+    breaks: Sequence[str],
 ) -> Report:
     of_graphs = {id(step) for record in records for step in record.fallbacks}
     found = next((r.graph.device for r in records if r.graph.device != "cpu"), "cpu")
@@ -100,6 +107,7 @@ def _report(
         versions["cuda"] = torch.version.cuda
     owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
     notes = [] if records else ["no graph of this model was ours to schedule"]
+    notes += map(_said, breaks)
     return Report(
         model=type(owner).__name__ if owner is not None else getattr(model, "__name__", type(model).__name__),
         device=f"{found} ({device})" if device else found,
@@ -110,3 +118,10 @@ def _report(
         notes=tuple(notes),
         modules=tuple((p, type(m).__name__) for p, m in owner.named_modules() if p) if owner is not None else (),
     )
+
+
+def _said(reason: str) -> str:
+    """A break of Dynamo's, which ends one graph and begins another: what it calls it, and its first hint."""
+    first, *more = (line.strip() for line in reason.strip().splitlines())
+    hint = next((line.removeprefix("Hint:").strip() for line in more if line.startswith("Hint:")), "")
+    return f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({hint.rstrip('.')})" if hint else "")

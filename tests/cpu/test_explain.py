@@ -156,3 +156,41 @@ def test_files(tmp_path: Path) -> None:
     assert "</html>" in report.save_html(tmp_path / "page.html").read_text(encoding="utf-8")
     assert report.save_trace(tmp_path / "trace.json").stat().st_size > 500
     assert Report.from_json(report.save_json(tmp_path / "report.json").read_text(encoding="utf-8")) == report
+
+
+class Tagger(nn.Module):
+    """A recurrent layer, which Dynamo does not trace unless it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.tag = nn.LSTM(16, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.tag(self.read(x)[0])
+
+
+def test_what_dynamo_did_not_trace_is_said_with_its_advice() -> None:
+    model, x = Tagger().eval(), X.reshape(2, 2, 16)
+    report = opara_backend.explain(model, x)
+    assert report.graphs == ()
+    assert any("RNN" in note and "allow_rnn=True" in note for note in report.notes)
+    assert "allow_rnn" in str(report)
+    with torch._dynamo.config.patch(allow_rnn=True):
+        told = opara_backend.explain(model, x)
+    (graph,) = told.graphs
+    assert graph.shapes[0].kernels
+    assert told.notes == ()
+
+
+def test_breaks_are_counted_for_this_call_alone() -> None:
+    def broken(x: Tensor) -> Tensor:
+        y = (x @ x.t()).relu()
+        torch._dynamo.graph_break()
+        return y.softmax(1)
+
+    for _ in range(2):
+        report = opara_backend.explain(broken, X)
+        assert len(report.graphs) == 2
+        (note,) = report.notes
+        assert note.startswith("Dynamo broke the graph: ")
+    assert opara_backend.explain(lambda x: x.relu(), X).notes == ()
