@@ -15,11 +15,10 @@ from typing import Any
 
 from bench import documents, schedule_quality
 from bench.recorded import Recording, load_all
-from bench.samples import Results, loaded, median
+from bench.samples import STOCK, Results, loaded, median
 from bench.tables import console, geometric_mean
 from opara_backend.scheduling.bounds import lower_bound
 
-OURS, STOCK = "opara", "reduce-overhead"
 SURFACE, INK, MUTED, GRID = "#fcfcfb", "#0b0b0b", "#52514e", "#e1e0d9"
 SERIES = ("#2a78d6", "#eb6834", "#1baf7a", "#eda100", "#e87ba4", "#008300", "#4a3aa7", "#e34948")
 WIDTH = 8.0  # inches; a README shows about 830 pixels
@@ -54,9 +53,8 @@ def speed_up(results: Sequence[Results], batch: int = 1) -> Bars:
     """How many times as fast as stock Inductor's CUDA Graphs, by model, one series an element type."""
     found: dict[str, dict[str, float]] = {}
     for document in results:
-        for case in document.cases():
-            ours, stock = document.of(case, OURS), document.of(case, STOCK)
-            if ours and stock and case[2] == batch:
+        for case, stock, ours in document.both():
+            if case[2] == batch:
                 found.setdefault(case[1], {})[case[0]] = median(stock) / median(ours)
     models = sorted({m for by in found.values() for m in by}, key=lambda m: -max(by.get(m, 0) for by in found.values()))
     series = tuple(
@@ -106,11 +104,9 @@ def _against_batch(results: Sequence[Results]) -> list[tuple[str, list[tuple[int
     """
     for document in results:
         found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
-        for case in document.cases():
-            ours, stock = document.of(case, OURS), document.of(case, STOCK)
-            if ours and stock:
-                by_model = found.setdefault(case[1], {})
-                by_model.setdefault(f"{case[0]} {case[1]}", []).append((case[2], median(ours), median(stock)))
+        for case, stock, ours in document.both():
+            by_model = found.setdefault(case[1], {})
+            by_model.setdefault(f"{case[0]} {case[1]}", []).append((case[2], median(ours), median(stock)))
         for by_model in found.values():
             several = [(name, sorted(points)) for name, points in by_model.items() if len(points) > 1]
             if several:

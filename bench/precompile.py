@@ -70,7 +70,7 @@ def size(model: str, small: bool = False) -> int:
         return sum(1 for _ in entry.build().modules())
 
 
-def largest_first(jobs: Iterable[Job]) -> list[Job]:
+def compile_order(jobs: Iterable[Job]) -> list[Job]:
     """The order to compile in: batch by batch as they are given, so that one is whole when time is up, and of each the
     largest first. What is equally large stays in the order given."""
     jobs = list(jobs)
@@ -102,5 +102,5 @@ def surroundings(
 
 def precompile(todo: Sequence[Job], *, gpus: Sequence[str | None], workers: int, deadline: float) -> Iterator[Row]:
     """Compile the programs `todo`, until `deadline`; the rows say how long each took, in company."""
-    order = largest_first(todo)
+    order = compile_order(todo)
     yield from together(order, workers=workers, deadline=deadline, environment=surroundings(order, gpus, workers))

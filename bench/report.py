@@ -7,26 +7,21 @@ comes from here, and a test keeps the two together.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-from bench.samples import Case, Results, Row, median
+from bench.samples import MIB, OURS, STOCK, Results, Row, median
 from bench.tables import geometric_mean
 
-STOCK, OURS = "reduce-overhead", "opara"
-MIB = 2**20
 
-
-def markdown(results: Results, base: str = "reduce-overhead", ours: str = "opara", batch: int = 1) -> str:
+def markdown(results: Results, base: str = STOCK, ours: str = OURS, batch: int = 1) -> str:
     """GPU and wall time of `ours` beside `base`, one row a case, and the geometric mean of the GPU ratios."""
-    lines = [
-        f"| model, batch {batch} | {base}, GPU ms | {ours}, GPU ms | speed-up | {base}, wall ms | {ours}, wall ms "
-        "| kernels | streams |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = _head(
+        *(f"model, batch {batch}", f"{base}, GPU ms", f"{ours}, GPU ms", "speed-up"),
+        *(f"{base}, wall ms", f"{ours}, wall ms", "kernels", "streams"),
+    )
     ratios, processes = [], set()
-    for case in results.cases():
-        stock, mine = results.of(case, base), results.of(case, ours)
-        if not stock or not mine or case[2] != batch:
+    for case, stock, mine in results.both(base, ours):
+        if case[2] != batch:
             continue
         ratio = median(stock, "gpu") / median(mine, "gpu")
         ratios.append(ratio)
@@ -46,7 +41,7 @@ def batches(results: Results) -> str:
     columns = sorted({case[2] for case in results.cases()})
     found: dict[str, dict[int, float]] = {}
     processes = set()
-    for case, stock, mine in _both(results):
+    for case, stock, mine in results.both():
         found.setdefault(f"{case[0]} {case[1]}", {})[case[2]] = median(stock, "gpu") / median(mine, "gpu")
         processes.add(len(mine))
     lines = _head("model", *(f"batch {batch}" for batch in columns))
@@ -91,7 +86,7 @@ def memory(results: Results) -> str:
         *("arena", "all in all, at most"),
     )
     processes = set()
-    for case, stock, mine in _both(results):
+    for case, stock, mine in results.both():
         if any(row.peak_bytes is None or row.held_bytes is None for row in (*stock, *mine)):
             continue
         processes.add(len(mine))
@@ -130,14 +125,6 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "memory": memory,
     "times": options,
 }
-
-
-def _both(results: Results) -> Iterator[tuple[Case, Sequence[Row], Sequence[Row]]]:
-    """Every case that both have figures of: stock's rows and ours."""
-    for case in results.cases():
-        stock, mine = results.of(case, STOCK), results.of(case, OURS)
-        if stock and mine:
-            yield case, stock, mine
 
 
 def _middle(rows: Sequence[Row], name: str) -> float:

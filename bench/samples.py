@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from typing import Any
 from bench import documents
 
 SCHEMA, OLDER = 2, 1
+STOCK, OURS = "reduce-overhead", "opara"
+MIB = 2**20
 ABOUT = ("device", "driver", "torch", "cuda", "python", "commit", "command")
 
 Case = tuple[str, str, int]  # model, dtype, batch
@@ -107,6 +109,13 @@ class Results:
     def of(self, case: Case, backend: str) -> tuple[Row, ...]:
         """The reported rows of one variant, one a process."""
         return tuple(r for r in self.rows if r.case == case and r.backend == backend and r.samples is not None)
+
+    def both(self, first: str = STOCK, second: str = OURS) -> Iterator[tuple[Case, tuple[Row, ...], tuple[Row, ...]]]:
+        """Every case that both variants were reported for, with the rows of each."""
+        for case in self.cases():
+            rows = self.of(case, first), self.of(case, second)
+            if all(rows):
+                yield case, *rows
 
 
 def median(rows: Iterable[Row], clock: str = "best_clock") -> float:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from bench.samples import Case, Results, Row, median, spread
+from bench.samples import MIB, Case, Results, Row, median, spread
 from bench.tables import table
 
-MIB = 2**20
 HEADINGS = (
     *("gpu ms", "wall ms", "p90", "rounds", "procs", "graph", "cold s", "warm s", "search s", "peak MiB"),
     *("kernels", "streams"),

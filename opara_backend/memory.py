@@ -101,21 +101,20 @@ def plan_memory(
         accesses[first] |= accesses.pop(written)
         del sizes[written]
         kept |= {first} if written in kept else set()
-    index = {name: i for i, name in enumerate(accesses)}
+    index = {name: i for i, name in enumerate(dict.fromkeys((*sizes, *accesses)))}  # those to be placed come first
     touched = [0] * len(graph)
     for name, kernels in accesses.items():
         for kernel in members(kernels):
             touched[kernel] |= 1 << index[name]
     ended, unbegun = _ended(schedule, touched), _ended(_backwards(schedule), touched)
     endless = sum(1 << index[name] for name in kept if name in index)
-    wanted = sum(1 << index[name] for name in sizes)
-    number = {index[name]: i for i, name in enumerate(sizes)}
+    wanted = (1 << len(sizes)) - 1
     conflicts: dict[str, int] = {}
     for name in sizes:
         sharing = intersection(ended, accesses[name]) & ~endless
         if name not in kept:
             sharing |= intersection(unbegun, accesses[name])
-        conflicts[name] = sum(1 << number[i] for i in members(wanted & ~sharing))
+        conflicts[name] = wanted & ~sharing
     position = {kernel: i for i, kernel in enumerate(schedule.order)}
     grains = {name: _aligned(nbytes) for name, nbytes in sizes.items()}
     areas = {name: grains[name] * _duration(accesses[name], position) for name in sizes}

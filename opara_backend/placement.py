@@ -88,7 +88,8 @@ def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
 
 def members(bits: int) -> Iterator[int]:
     """The members of a bit set, ascending."""
-    while bits:
-        lowest = bits & -bits
-        yield lowest.bit_length() - 1
-        bits ^= lowest
+    digits = bin(bits)[:1:-1]  # the smallest member first, and `find` looks through them in C
+    place = digits.find("1")
+    while place >= 0:
+        yield place
+        place = digits.find("1", place + 1)

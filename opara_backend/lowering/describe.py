@@ -158,7 +158,7 @@ def _fx_nodes(origin: Any) -> Iterable[torch.fx.Node]:
 
 def nbytes_of(constant: torch.Tensor) -> int:
     """Bytes of a constant's memory; of one in a library's own layout (frozen weights on a CPU), of its elements."""
-    if constant.layout is torch._mkldnn:  # type: ignore[attr-defined]
+    if constant.is_mkldnn:
         return constant.numel() * constant.element_size()
     return constant.untyped_storage().nbytes()
 

@@ -23,10 +23,7 @@ from opara_backend import options, upstream
 from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering import lines as line_kinds
 from opara_backend.lowering import statements
-from opara_backend.lowering.describe import (
-    input_buffers,
-    nbytes_of,
-)
+from opara_backend.lowering.describe import input_buffers, nbytes_of
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
 from opara_backend.lowering.sorting import Sorter, Unsupported

@@ -12,7 +12,7 @@ from bench import campaign, models, precompile
 from bench.__main__ import main
 from bench.campaign import MOST_PREPARING, PAPER_MODELS, backends_of, missing, plan, preparing, visible_gpus
 from bench.kept import Kept
-from bench.precompile import MOST_THREADS, compiled, largest_first, program, programs, surroundings, threads
+from bench.precompile import MOST_THREADS, compile_order, compiled, program, programs, surroundings, threads
 from bench.run import Job
 from bench.samples import Row, Samples, load
 from bench.variants import variant
@@ -49,7 +49,7 @@ def test_policies_of_the_same_kernels_are_compiled_once() -> None:
 
 
 def test_the_largest_programs_come_first_and_with_more_threads() -> None:
-    jobs = largest_first(programs(FULL))
+    jobs = compile_order(programs(FULL))
     assert {job.model for job in jobs[:6]} == {"nasnet_large"}
     assert [job.batch for job in jobs] == sorted(job.batch for job in jobs)
     assert sorted(map(program, jobs)) == sorted(map(program, programs(FULL)))

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import documents
-from bench.plots import OURS, STOCK, batches, charts, draw, gap, makespans, memory, speed_up
-from bench.samples import ABOUT, Results, Row, Samples, loaded
+from bench.plots import batches, charts, draw, gap, makespans, memory, speed_up
+from bench.samples import ABOUT, OURS, STOCK, Results, Row, Samples, loaded
 from tests.gpu_profiles import tiny_recording
 
 PLOTS = documents.RESULTS / "plots"

@@ -66,6 +66,6 @@ def test_memory_of_1500_buffers_on_8_streams(width: int) -> None:
     order = launch_order.opara(graph, profile)
     stream = streams.bound_width(graph, streams.opara(graph), order, profile.durations(), 8)
     schedule = with_waits(graph, stream, order)
-    plan = within(3, lambda: plan_memory(graph, schedule))
-    within(3, lambda: verify_memory(graph, schedule, plan))
+    plan = within(1, lambda: plan_memory(graph, schedule))
+    within(1, lambda: verify_memory(graph, schedule, plan))
     assert plan.arena_bytes < plan.requested_bytes / 2
