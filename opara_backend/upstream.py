@@ -94,6 +94,7 @@ __all__ = [
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
+    "is_cudnn_convolution",
     "list_mode_options",
     "same_addresses",
     "storage_over",
@@ -224,6 +225,23 @@ def _clear_cublas_workspaces_of_one_stream() -> Callable[[int], None] | None:
         return None
     found.argtypes, found.restype = [ctypes.c_void_p], None
     return found
+
+
+def is_cudnn_convolution(
+    x: tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device],
+    weight: tuple[tuple[int, ...], tuple[int, ...], torch.dtype, torch.device],
+    **settings: Any,
+) -> bool:
+    """True if cuDNN computes a convolution without bias of such operands (size, stride, dtype, device).
+
+    Seen 2.11, 2.13. Without it convolutions allocate their outputs themselves.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        operands = [torch.empty_strided(s, t, dtype=d, device=on) for s, t, d, on in (x, weight)]
+        found = torch._C._select_conv_backend(*operands, bias=None, bias_sizes=None, **settings)
+    return bool(found == torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
 
 
 def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:

@@ -220,6 +220,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
 
 
 _FOOTER = """
+from opara_backend.execution.libraries import convolution_out
 from opara_backend.execution.program import Program
 opara_program = Program({arguments})
 

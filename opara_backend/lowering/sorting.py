@@ -15,6 +15,7 @@ from opara_backend import upstream
 from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering import lines as line_kinds
 from opara_backend.lowering import statements
+from opara_backend.lowering.convolutions import with_out
 from opara_backend.lowering.describe import buffer_of, dtype_name, flops_of, module_of, source_of
 from opara_backend.lowering.inplace import inplace_pairs
 from opara_backend.lowering.kernels import cpp_call, extern_call, triton_call
@@ -99,6 +100,10 @@ class Sorter:
             elif line.device.type != "cpu":
                 raise Unsupported(f"kernel {line.kernel_name} is neither Triton nor C++ for the CPU")
             device = str(line.device)
+        elif (filled := with_out(node, "\n".join(text))) is not None:
+            allocation = upstream.V.graph.wrapper_code.make_buffer_allocation(node)
+            self.writer.allocation(buffer_of(node, planned=True), [allocation])
+            call, text, device = extern_call(node, statements.parse(filled)), [filled], self.writer.device
         else:
             touched = [n for n in (*statement.loads, *statement.stores) if self.writer.knows(n)]
             if not touched and node is None:

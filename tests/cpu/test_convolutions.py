@@ -1,0 +1,100 @@
+"""cuDNN's convolutions fill buffers of the program's; who computes one is decided where there is a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from opara_backend import upstream
+from opara_backend.kernel_graph import Buffer
+from opara_backend.lowering.convolutions import with_out
+from opara_backend.lowering.program import ProgramWriter
+from opara_backend.lowering.sorting import Sorter
+from opara_backend.upstream import FixedLayout, V
+
+GPU = torch.device("cuda:0")
+TEXT = (
+    "buf1 = extern_kernels.convolution(buf0, reinterpret_tensor(arg1, (8, 4, 3, 3), (36, 9, 3, 1), 0), stride=(1, 1), "
+    "padding=(1, 1), dilation=(1, 1), transposed=False, output_padding=(0, 0), groups=1, bias=None)"
+)
+
+
+class Operand:
+    def __init__(self, *size: Any) -> None:
+        self.size = size
+
+    def get_size(self) -> tuple[Any, ...]:
+        return self.size
+
+    def get_stride(self) -> tuple[int, ...]:
+        return tuple(torch.empty(self.size, device="meta").stride())
+
+    def get_dtype(self) -> torch.dtype:
+        return torch.float16
+
+    def get_device(self) -> torch.device:
+        return GPU
+
+
+class ExternKernelAlloc(Operand):
+    python_kernel_name = "extern_kernels.convolution"
+    origins = ()
+
+    def __init__(self, *inputs: Operand) -> None:
+        super().__init__(1, 8, 6, 6)
+        self.inputs = inputs
+
+    def get_name(self) -> str:
+        return "buf1"
+
+    def get_outputs(self) -> list[Any]:
+        return [self]
+
+    def get_output_spec(self) -> FixedLayout:
+        return FixedLayout(GPU, torch.float16, [1, 8, 6, 6])
+
+
+class ExternKernelAllocLine:
+    def __init__(self, node: Any) -> None:
+        self.node = node
+
+
+@pytest.fixture
+def node(monkeypatch: pytest.MonkeyPatch) -> ExternKernelAlloc:
+    monkeypatch.setattr(upstream, "is_cudnn_convolution", lambda x, weight, **settings: not settings["transposed"])
+    return ExternKernelAlloc(Operand(1, 4, 6, 6), Operand(8, 4, 3, 3))
+
+
+def test_the_output_is_a_buffer_like_any_other(node: ExternKernelAlloc) -> None:
+    inputs = tuple(Buffer(name, "input", 64, "", "cuda:0") for name in ("buf0", "arg1"))
+    writer = ProgramWriter(device="cuda:0", inputs=inputs, constants=(), symbols=())
+    wrapper = SimpleNamespace(make_buffer_allocation=lambda made: f"{made.get_name()} = alloc('buf1')")
+    graph = SimpleNamespace(wrapper_code=wrapper, get_allocation_storage_size=lambda made: 288)
+    with V.set_graph_handler(graph):
+        Sorter(writer, lambda line: None).sort(ExternKernelAllocLine(node), [TEXT], 0, None)
+    found = writer.graph([])
+    (kernel,) = found.kernels
+    assert (set(kernel.reads), kernel.writes) == ({"buf0", "arg1"}, ("buf1",))
+    (made,) = (b for b in found.buffers if b.name == "buf1")
+    assert (made.planned, made.nbytes) == (True, 576)
+    text = "\n".join(writer.body())
+    assert text.index("buf1 = alloc('buf1')") < text.index("convolution_out(buf0,")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [("transposed=False", "transposed=True"), ("bias=None", "bias=arg2"), ("buf1 = ", ""), (", bias=None", "")],
+    ids=["transposed", "with a bias", "bound to nothing", "an argument less"],
+)
+def test_what_is_not_plainly_cudnns_stays_as_it_is(node: ExternKernelAlloc, edit: tuple[str, str]) -> None:
+    assert with_out(node, TEXT) is not None
+    assert with_out(node, TEXT.replace(*edit)) is None
+
+
+def test_sizes_that_may_ask_for_another_library(node: ExternKernelAlloc) -> None:
+    node.inputs = (Operand(1, 4, 6), node.inputs[1])
+    assert with_out(node, TEXT) is None
+    assert not upstream.is_cudnn_convolution.__doc__  # the stand-in of the fixture; the real one needs cuDNN
