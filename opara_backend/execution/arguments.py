@@ -72,8 +72,8 @@ class StaticArguments:
         self._written_back: list[int] = []
         static = set(program.static_inputs)
         for position, value in enumerate(args):
-            if not isinstance(value, torch.Tensor):
-                continue
+            if not isinstance(value, torch.Tensor) or position in program.number_inputs:
+                continue  # a number is part of the launches
             if position in static:
                 self._static.append(position)
                 self._addresses[position] = value.data_ptr()

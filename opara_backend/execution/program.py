@@ -39,7 +39,8 @@ class Program:
 
     graph: None where lowering left the text to stock Inductor, with `unsupported` saying why.
     inputs: names of all arguments by position, sizes included. static_inputs: positions whose addresses stay.
-    dynamic_inputs: positions of tensors with symbolic sizes or strides.
+    dynamic_inputs: positions of tensors with symbolic sizes or strides. number_inputs: positions of tensors on the CPU
+    of which kernels on the GPU are given the value.
     """
 
     run: Callable[..., Any]
@@ -47,6 +48,7 @@ class Program:
     inputs: tuple[str, ...] = ()
     static_inputs: tuple[int, ...] = ()
     dynamic_inputs: tuple[int, ...] = ()
+    number_inputs: tuple[int, ...] = ()
     unsupported: str = ""
 
     @property

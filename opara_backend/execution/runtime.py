@@ -139,11 +139,12 @@ class Runtime:
         """What tells one concrete shape from another: all numbers, and the layouts of tensors with symbolic ones."""
         if self._scalars is None:
             self._scalars = tuple(i for i, a in enumerate(args) if not isinstance(a, torch.Tensor))
-        dynamic = self.program.dynamic_inputs
-        if not self._scalars and not dynamic:
+        dynamic, numbers = self.program.dynamic_inputs, self.program.number_inputs
+        if not self._scalars and not dynamic and not numbers:
             return ()
         layouts = tuple((args[i].shape, args[i].stride()) for i in dynamic)
-        return (*(_hashable(args[i]) for i in self._scalars), *layouts)
+        values = tuple(repr(args[i].item()) for i in numbers)  # -0.0 is not 0.0, and NaN is itself
+        return (*(_hashable(args[i]) for i in self._scalars), *layouts, *values)
 
 
 def _hashable(value: Any) -> Any:

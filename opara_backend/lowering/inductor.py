@@ -70,6 +70,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
     def __init__(self) -> None:
         self._origins: dict[int, tuple[Any, Any]] = {}
         self._graph_json: str | None = None
+        self._numbers: tuple[str, ...] = ()
         self._unsupported = ""
         super().__init__()
 
@@ -166,7 +167,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         body, graph_json = writer.body(), graph.to_json()
         for emitted in body:
             code.writeline(emitted)
-        self._graph_json = graph_json
+        self._graph_json, self._numbers = graph_json, writer.numbers()
 
     def _text_of(self, line: Any) -> tuple[list[str], int]:
         """What `line` writes, dedented, and by how much it changes the indentation of what follows."""
@@ -212,9 +213,11 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         if self._graph_json is None:
             arguments = f"program, graph_json=None, unsupported={self._unsupported!r}"
         else:
+            names = tuple(self.get_graph_input_names())
+            numbers = tuple(names.index(name) for name in self._numbers)
             arguments = (
-                f"program, graph_json={self._graph_json!r}, inputs={tuple(self.get_graph_input_names())!r}, "
-                f"static_inputs={request.static_inputs!r}, dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}"
+                f"program, graph_json={self._graph_json!r}, inputs={names!r}, static_inputs={request.static_inputs!r}, "
+                f"dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}, number_inputs={numbers!r}"
             )
         result.splice(_FOOTER.format(arguments=arguments))
 

@@ -27,6 +27,7 @@ its life when the schedule says so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -207,10 +208,31 @@ class ProgramWriter:
 
     # --- the results ------------------------------------------------------------------------------------------
 
+    def numbers(self) -> tuple[str, ...]:
+        """Inputs of a GPU program that lie on the CPU and of which kernels are given the value alone.
+
+        torch passes a Python float that has changed between calls that way. Such a value is part of a launch, as sizes
+        are.
+        """
+        if self.device == "cpu":
+            return ()
+        texts = [line for launch in self._launches for line in launch.lines]
+        texts += [line for line in self._body if isinstance(line, str)]
+        written = {name for launch in self._launches for name in (*launch.call.writes, *launch.binds)}
+        return tuple(
+            buffer.name
+            for buffer in self.inputs
+            if buffer.device == "cpu"
+            and buffer.layout.endswith("[]")
+            and buffer.name not in written
+            and not any(re.search(rf"\b{buffer.name}\b(?!\.item\(\))", text) for text in texts)
+        )
+
     def graph(self, outputs: Sequence[Statement]) -> KernelGraph:
         """The KernelGraph; `outputs`: the returned expressions, in order."""
+        numbers = self.numbers()
         written = {n for n, b in self._buffers.items() if b.kind != "intermediate"}
-        kernels = tuple(self._kernel(i, launch, written) for i, launch in enumerate(self._launches))
+        kernels = tuple(self._kernel(i, launch, written, numbers) for i, launch in enumerate(self._launches))
         used = {n for k in kernels for n in (*k.reads, *k.writes)}
         results = tuple(next((self.root(n) for n in o.loads if self.knows(n)), None) for o in outputs)
         used.update(n for n in results if n is not None)
@@ -236,14 +258,14 @@ class ProgramWriter:
             return buffer
         return Buffer(buffer.name, buffer.kind, buffer.nbytes, buffer.layout, buffer.device, False, self.root(whole))
 
-    def _kernel(self, index: int, launch: _Launch, written: set[str]) -> Kernel:
+    def _kernel(self, index: int, launch: _Launch, written: set[str], numbers: Sequence[str]) -> Kernel:
         """The Kernel of `launch`; `written` are the storages that hold values before it, and after it gains its own."""
         reads = self._touched(launch.call.reads)
         writes = self._touched((*launch.call.writes, *(s for s in launch.binds if self.knows(s))))
         if launch.call.kind == "cpp":  # what this kernel is first to write, it does not read
             reads = tuple(r for r in reads if r not in writes or r in written)
         written.update(writes)
-        devices = {self.device_of(n) for n in (*reads, *writes)}
+        devices = {self.device_of(n) for n in (*reads, *writes) if n not in numbers}
         host = self.device != "cpu" and bool((devices | {launch.device}) - {self.device})
         state = (RANDOM_STATE,) * launch.call.random + (EFFECTS,) * launch.call.effect
         reads, writes = (*reads, *state), (*writes, *state)
