@@ -30,7 +30,7 @@ from rich.console import Console
 from bench import models
 from bench.about import environment
 from bench.kept import Kept
-from bench.measuring import DTYPES, progress_bar
+from bench.measuring import DTYPES, add_planted, progress_bar
 from bench.precompile import compiled, precompile, program, programs
 from bench.run import Job
 from bench.samples import Row, save
@@ -68,16 +68,27 @@ def plan(
     on_gpu: bool = True,
     caches: str | None = None,
     backends: Sequence[str] = (),
+    planted: float = 0.0,
 ) -> list[Job]:
     """Every case in every process, the most interesting first. backends: instead of those of `backends_of`."""
     return [
-        Job(name, dtype, batch, tuple(backends) or backends_of(name, batch, on_gpu), rounds, small, process, caches)
+        Job(
+            name,
+            dtype,
+            batch,
+            tuple(backends) or backends_of(name, batch, on_gpu),
+            rounds,
+            small,
+            process,
+            caches,
+            planted=planted,
+        )
         for process in range(processes)
         for batch in batches
         for dtype in dtypes
         for name in names
         if batch in models.get(name).batches
-    ]  # fmt: skip
+    ]
 
 
 def missing(jobs: Iterable[Job], rows: Iterable[Row]) -> list[Job]:
@@ -116,6 +127,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--backends", nargs="+", default=[], metavar="NAME", help="default: as suits each model")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=7)
+    add_planted(parser)
     parser.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     parser.add_argument("--retry", action="store_true", help="measure again what could not be reported")
     parser.add_argument("--commit", help="commit to record, where git cannot tell")
@@ -138,7 +150,8 @@ def main(chosen: argparse.Namespace) -> int:
     each = preparing(chosen.prepare, len(gpus), os.cpu_count() or 1)
     caches = str((chosen.out / "caches").resolve())
     grid = (chosen.models, chosen.dtypes, chosen.batches, chosen.processes, chosen.rounds)
-    jobs = plan(*grid, small=chosen.small, on_gpu=on_gpu, caches=caches, backends=chosen.backends)
+    given: dict[str, Any] = {"backends": chosen.backends, "planted": chosen.planted}
+    jobs = plan(*grid, small=chosen.small, on_gpu=on_gpu, caches=caches, **given)
     todo = missing(jobs, kept.rows)
     output.print(f"{len(jobs)} cases x processes, {len(todo)} to measure, {chosen.minutes:.0f} minutes")
     places = gpus or (None,)

@@ -42,6 +42,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         f"Known: {', '.join(accepted())}; after a colon also options, as in opara:nimble,streams=4",
     )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each variant in a process")
+    add_planted(parser)
     parser.add_argument("--processes", type=int, default=1, help="fresh processes, one after another; 1 is this one")
     parser.add_argument(
         "--compile-times", action="store_true", help="first calls in fresh processes, caches cold, warm"
@@ -53,6 +54,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(command=main)
 
 
+def add_planted(parser: argparse.ArgumentParser) -> None:
+    """The option that `run` and `campaign` share."""
+    text = "slow every backend but the first down by this share (0.05), to see whether `compare` finds it"
+    parser.add_argument("--planted", type=float, default=0.0, metavar="SHARE", help=text)
+
+
 def jobs_of(chosen: argparse.Namespace) -> list[Job]:
     """One job a case; ValueError for a backend nobody knows."""
     backends = tuple(chosen.backends or defaults())
@@ -60,7 +67,7 @@ def jobs_of(chosen: argparse.Namespace) -> list[Job]:
         variant(name)
     record_to = str(chosen.record) if chosen.record else None
     return [
-        Job(name, dtype, batch, backends, chosen.rounds, chosen.small, record_to=record_to)
+        Job(name, dtype, batch, backends, chosen.rounds, chosen.small, record_to=record_to, planted=chosen.planted)
         for name in chosen.models
         for dtype in chosen.dtypes
         for batch in chosen.batches

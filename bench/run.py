@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from bench import gate, models, observe, recorded
+from bench.planted import slowed
 from bench.samples import Case, Row
 from bench.timing import measure
 from bench.variants import Variant, variant
@@ -36,7 +37,8 @@ CALLS = 5  # before anything is timed: reduce-overhead records in its second cal
 class Job:
     """One case to measure. process: number of the process; caches: folder of compiled code, None for Inductor's own.
 
-    record_to: folder for the kernel graphs that the last backend makes.
+    record_to: folder for the kernel graphs that the last backend makes. planted: by which share every backend but the
+    first is slowed down, to see whether that is found.
     """
 
     model: str
@@ -48,6 +50,7 @@ class Job:
     process: int = 0
     caches: str | None = None
     record_to: str | None = None
+    planted: float = 0.0
 
     @property
     def case(self) -> Case:
@@ -73,7 +76,11 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
         ready = {p.row.backend: p for p in prepared if isinstance(p, Ready)}
         compiled = _frames()
         with gate.alone():
-            timed = measure({name: r.call for name, r in ready.items()}, rounds=job.rounds, device=device)
+            calls = {name: r.call for name, r in ready.items()}
+            if job.planted:
+                slower = set(job.backends[1:])
+                calls = {n: slowed(call, job.planted, device) if n in slower else call for n, call in calls.items()}
+            timed = measure(calls, rounds=job.rounds, device=device)
             if _frames() != compiled:
                 raise RuntimeError(f"{' '.join(map(str, job.case))}: something was compiled again while it was timed")
             rows = [

@@ -31,14 +31,14 @@ def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int, device
         for name in order[start:] + order[:start]:  # each comes behind each neighbour's caches, and first, in turn
             call = variants[name]
             if on_gpu:
-                gpu[name].append(_gpu_seconds(call))
-            times = _wall_seconds(call, device)
+                gpu[name].append(gpu_seconds(call))
+            times = wall_seconds(call, device)
             wall[name].append(statistics.median(times))
             p90[name].append(sorted(times)[int(0.9 * (len(times) - 1))])
     return {n: Samples(tuple(gpu[n]) if on_gpu else None, tuple(wall[n]), tuple(p90[n])) for n in variants}
 
 
-def _gpu_seconds(call: Callable[[], object]) -> float:
+def gpu_seconds(call: Callable[[], object]) -> float:
     """GPU seconds per call over one burst. The host queues ahead of the GPU behind a filler, so that the time is
     the GPU's own wherever the host is not slower altogether."""
     call()
@@ -53,7 +53,7 @@ def _gpu_seconds(call: Callable[[], object]) -> float:
     return float(start.elapsed_time(end)) * 1e-3 / BURST
 
 
-def _wall_seconds(call: Callable[[], object], device: torch.device) -> list[float]:
+def wall_seconds(call: Callable[[], object], device: torch.device) -> list[float]:
     """Wall seconds of single calls, each until the device is done, after one call that is not timed."""
     on_gpu = device.type == "cuda"
     once = _wall_once(call, on_gpu)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +14,10 @@ import torch
 from bench import measuring, workers
 from bench.__main__ import main
 from bench.measuring import first_calls
+from bench.planted import slowed
 from bench.run import Job, caches, distance, run_job
 from bench.samples import Row, load
+from bench.timing import wall_seconds
 from bench.variants import Variant, variant
 from bench.workers import Worker, WorkerError, failed, measured
 
@@ -33,6 +39,29 @@ def test_one_case() -> None:
     assert rows["opara:paper-unfused"].kinds.keys() == {"extern"}
     assert rows["opara:paper-unfused"].policy == "opara/opara"
     assert rows["eager"].kernels == 0
+
+
+def test_a_planted_slowdown_is_every_backends_but_the_firsts(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, float] = {}
+
+    def slow(call: Callable[[], object], share: float, device: torch.device) -> Callable[[], object]:
+        seen[str(len(seen))] = share
+        return call
+
+    monkeypatch.setattr("bench.run.slowed", slow)
+    run_job(replace(JOB, planted=0.05))
+    assert list(seen.values()) == [0.05] * (len(JOB.backends) - 1)
+
+
+def test_a_slowed_call_takes_longer_and_returns_the_same() -> None:
+    def call() -> str:
+        time.sleep(0.002)
+        return "found"
+
+    slower = slowed(call, 0.5, torch.device("cpu"))
+    assert slower() == "found"
+    times = [statistics.median(wall_seconds(c, torch.device("cpu"))) for c in (call, slower)]
+    assert times[1] > 1.4 * times[0]
 
 
 def test_more_variants_than_dynamo_keeps_by_itself() -> None:
