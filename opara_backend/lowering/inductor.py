@@ -81,8 +81,11 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         parent_wrapper: Any,
         partition_signatures: Any = None,
     ) -> Any:
-        """Ours for the main graph of a thread that asked for it; stock Inductor's for everything else."""
-        if is_subgraph or _request.get() is None:
+        """Ours for the main graph of a thread that asked for it; stock Inductor's for everything else.
+
+        A graph that has a name is part of another one, compiled alone to be timed while that one is lowered.
+        """
+        if is_subgraph or _request.get() is None or upstream.V.graph.name is not None:
             return upstream.PythonWrapperCodegen.create(
                 is_subgraph, subgraph_name, parent_wrapper, partition_signatures
             )

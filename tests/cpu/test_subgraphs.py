@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opara_backend.kernel_graph import Buffer
+from opara_backend.lowering.inductor import LoweringRequest, OparaWrapperCodegen, lowering
 from opara_backend.lowering.program import ProgramWriter
 from opara_backend.lowering.sorting import Sorter
 from opara_backend.lowering.subgraphs import is_kernel
 from opara_backend.report.record import collect
-from opara_backend.upstream import V
+from opara_backend.upstream import PythonWrapperCodegen, V
 from tests.arguments import normal
 
 
@@ -103,6 +104,19 @@ def test_a_product_in_parts_is_one_kernel() -> None:
 )
 def test_what_the_host_does_inside_is_left_to_it(operation: Any, expected: bool) -> None:
     assert is_kernel(SubgraphBuffer(ComputedBuffer(), operation)) == expected
+
+
+@pytest.mark.parametrize(("name", "ours"), [(None, True), ("benchmark_decompose_k_mm_4_split_1", False)])
+def test_what_is_compiled_alone_to_be_timed_is_stock_inductors(
+    name: str | None, ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch 2.11 times the ways to split a product in the thread that compiles; each came out as a graph of its own."""
+    stock = object()
+    monkeypatch.setattr(PythonWrapperCodegen, "create", staticmethod(lambda *_: stock))
+    monkeypatch.setattr(OparaWrapperCodegen, "__init__", lambda self: None)
+    with V.set_graph_handler(SimpleNamespace(name=name)), lowering(LoweringRequest(), ("cpu",)):
+        made = OparaWrapperCodegen.create(False, None, None)
+    assert (made is not stock) == ours
 
 
 # --- regions ---------------------------------------------------------------------------------------------------------

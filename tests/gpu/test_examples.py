@@ -17,7 +17,7 @@ EXAMPLES = ("classifier", "decode", "encoder", "recommender", "server")
 
 
 def run(*arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,

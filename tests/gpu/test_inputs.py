@@ -162,6 +162,19 @@ def test_a_scalar_on_the_cpu() -> None:
     assert all({f.reason for f in r.fallbacks} <= {FallbackReason.HOST_KERNEL} for r in records)
 
 
+def test_a_scalar_on_the_cpu_that_comes_again_is_captured_with_its_value() -> None:
+    def function(x: Tensor, s: Tensor) -> Tensor:
+        return torch.cat([(x @ x) * s, x.sin() * s])
+
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(function, backend="opara", fullgraph=True)
+        for n in range(8):
+            given = normal(n, 8, 8), torch.tensor(0.5 + n % 2)
+            torch.testing.assert_close(call(*given), function(*given), rtol=1e-4, atol=1e-4)
+    assert captured(records)
+    assert [taken for record in records for _, taken in record.plans.values()] == [True, True]
+
+
 def test_empty_and_single_elements() -> None:
     def function(x: Tensor, y: Tensor) -> Any:
         return x @ y, x.sum(0), torch.cat([x, x + 1]), y.exp().sum()
