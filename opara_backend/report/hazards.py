@@ -6,8 +6,11 @@ Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from opara_backend.kernel_graph import Edge, KernelGraph
 from opara_backend.report.model import Hazard, WaitRow
+from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, happens_before
 
 _SHOWN = 8  # hazards kept per wait; a join of many branches has one per pair
@@ -19,17 +22,27 @@ def wait_rows(graph: KernelGraph, schedule: Schedule) -> tuple[WaitRow, ...]:
     Where the two do not conflict themselves, those that would be open without the wait: an earlier kernel of the
     awaited one's stream, or a later one of the waiting one's, has them. None at all means a policy wants the order.
     """
+    place = {kernel: position for position, kernel in enumerate(schedule.order)}
     between: dict[tuple[int, int], list[Edge]] = {}
+    crossing: dict[tuple[int, int], list[Edge]] = {}
     for edge in graph.edges:
         between.setdefault((edge.src, edge.dst), []).append(edge)
-    rows = []
+        crossing.setdefault((schedule.stream[edge.src], schedule.stream[edge.dst]), []).append(edge)
+    rows, relation = [], HappensBefore(schedule.streams)
     for kernel in schedule.order:
-        for awaited in schedule.waits[kernel]:
-            found = between.get((awaited, kernel)) or _indirect(graph, schedule, awaited, kernel)
-            without = happens_before(_without(schedule, kernel, awaited))
-            found = [e for e in found if not without.precedes(e.src, without.clock(e.dst))]
+        stream, waits = schedule.stream[kernel], schedule.waits[kernel]
+        for awaited in waits:
+            if direct := between.get((awaited, kernel)):
+                clock = relation.next_clock(stream)
+                for other in waits:
+                    clock = clock if other == awaited else relation.merged(clock, other)
+                found = [] if relation.precedes(awaited, clock) else direct
+            else:
+                edges = crossing.get((schedule.stream[awaited], stream), ())
+                found = _indirect(edges, place, schedule, awaited, kernel)
             hazards = [Hazard(e.kind, e.buffer, e.src, e.dst) for e in found[:_SHOWN]]
             rows.append(WaitRow(kernel, awaited, tuple(hazards) or (Hazard("ORDER", "", awaited, kernel),)))
+        relation.launch(kernel, stream, waits)
     return tuple(rows)
 
 
@@ -40,15 +53,12 @@ def _without(schedule: Schedule, kernel: int, awaited: int) -> Schedule:
     return Schedule(schedule.stream, schedule.order, tuple(waits), schedule.policy)
 
 
-def _indirect(graph: KernelGraph, schedule: Schedule, awaited: int, kernel: int) -> list[Edge]:
-    """Conflicts on the two streams that go the way of the wait."""
-    place = {k: i for i, k in enumerate(schedule.order)}
-    before, after = schedule.stream[awaited], schedule.stream[kernel]
-    return [
-        e
-        for e in graph.edges
-        if schedule.stream[e.src] == before
-        and schedule.stream[e.dst] == after
-        and place[e.src] <= place[awaited]
-        and place[e.dst] >= place[kernel]
-    ]
+def _indirect(
+    candidates: Sequence[Edge], place: Mapping[int, int], schedule: Schedule, awaited: int, kernel: int
+) -> list[Edge]:
+    """Conflicts between the two streams that go the way of the wait, and that nothing else orders."""
+    found = [e for e in candidates if place[e.src] <= place[awaited] and place[e.dst] >= place[kernel]]
+    if not found:
+        return []
+    without = happens_before(_without(schedule, kernel, awaited))
+    return [e for e in found if not without.precedes(e.src, without.clock(e.dst))]
