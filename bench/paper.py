@@ -144,7 +144,7 @@ def all_rows(results: Sequence[Results]) -> list[tuple[str, ...]]:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `paper`."""
     parser = commands.add_parser("paper", help="the paper's claims beside what the results files hold")
-    parser.add_argument("results", nargs="*", type=Path, help="default: every h200-*.json in bench/results")
+    parser.add_argument("results", nargs="*", type=Path, help="default: every h200*.json in bench/results")
     parser.add_argument("--markdown", action="store_true", help="as a README shows it")
     parser.set_defaults(command=main)
 

@@ -218,7 +218,7 @@ def charts(results: Sequence[Results]) -> dict[str, Bars | Lines]:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `plot`."""
     parser = commands.add_parser("plot", help="draw committed results as PNG and SVG")
-    parser.add_argument("results", nargs="*", type=Path, help="default: every h200-*.json in bench/results")
+    parser.add_argument("results", nargs="*", type=Path, help="default: every h200*.json in bench/results")
     parser.add_argument("--out", type=Path, default=documents.RESULTS / "plots", metavar="FOLDER")
     parser.set_defaults(command=main)
 

@@ -7,23 +7,29 @@ Must not change: anything outside the markers. `python -m bench readme` writes i
 from __future__ import annotations
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from bench.report import TABLES
-from bench.samples import load
+from bench.samples import Results, load
 from opara_backend.options import ACCEPTED, Options
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "options.md", ROOT / "docs" / "results.md")
-_RESULTS = re.compile(rf"(<!-- ({'|'.join(TABLES)}): (\S+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_RESULTS = re.compile(rf"(<!-- ({'|'.join(TABLES)}): (\S+)( \w+)? -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
 def renewed(text: str) -> str:
     """`text` with its generated parts made from the committed results and from `options.py`."""
-    text = _RESULTS.sub(lambda m: f"{m[1]}{TABLES[m[2]](load(ROOT / m[3]))}\n{m[4]}", text)
+    text = _RESULTS.sub(lambda m: f"{m[1]}{TABLES[m[2]](_results(m[3], m[4]))}\n{m[5]}", text)
     return _OPTIONS.sub(lambda m: f"{m[1]}{options_table()}\n{m[2]}", text)
+
+
+def _results(path: str, dtype: str | None) -> Results:
+    """What lies at `path`; of one dtype if the marker names one."""
+    found = load(ROOT / path)
+    return found if dtype is None else replace(found, rows=tuple(r for r in found.rows if r.dtype == dtype.strip()))
 
 
 def options_table() -> str:

@@ -140,9 +140,9 @@ def load(path: Path) -> Results:
 
 
 def loaded(paths: Sequence[Path], say: Callable[[str], object]) -> list[Results] | None:
-    """The results at `paths`, or where none is named every committed `h200-*.json`; None if one cannot be read."""
+    """The results at `paths`, or where none is named every committed `h200*.json`; None if one cannot be read."""
     try:
-        return [load(path) for path in paths or sorted(documents.RESULTS.glob("h200-*.json"))]
+        return [load(path) for path in paths or sorted(documents.RESULTS.glob("h200*.json"))]
     except (OSError, ValueError) as error:
         say(str(error))
         return None
