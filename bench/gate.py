@@ -11,10 +11,12 @@ no gate (`through`) just runs them. Must not change: what runs; what is wrapped 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 ENTER, LEAVE = "enter", "leave"
@@ -99,3 +101,28 @@ def searching_alone() -> Iterator[None]:
         yield
     finally:
         lane.capture_best = original
+
+
+@contextlib.contextmanager
+def tuning_alone(lock: Path | None) -> Iterator[None]:
+    """In the block, configurations of Triton kernels are timed while no other process holds `lock`, a file.
+
+    For processes that compile at the same time: one that is disturbed keeps a slower kernel for good. None: as ever.
+    """
+    if lock is None:
+        yield
+        return
+    tuner: Any = importlib.import_module("opara_backend.upstream").CachingAutotuner
+    original = tuner.benchmark_all_configs
+    lock.parent.mkdir(parents=True, exist_ok=True)
+
+    def benchmark_all_configs(*args: Any, **kwargs: Any) -> Any:
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+            return original(*args, **kwargs)
+
+    tuner.benchmark_all_configs = benchmark_all_configs
+    try:
+        yield
+    finally:
+        tuner.benchmark_all_configs = original

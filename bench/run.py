@@ -187,12 +187,15 @@ def _warm(
 
 @contextlib.contextmanager
 def caches(job: Job, chosen: Variant) -> Iterator[None]:
-    """Keep compiled code of `chosen` for this case in a folder of its own while the block runs, if the job says so."""
+    """Keep compiled code for this case in a folder of its own while the block runs, if the job says so.
+
+    Stock Inductor and this backend share one: kernels they have in common are tuned once, and the same for both.
+    """
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     if job.caches is None or chosen.kind in ("eager", "cudagraph"):
         yield
         return
-    folder = Path(job.caches) / f"{job.model}-{job.dtype}-{job.batch}-{chosen.kernels}"
+    folder = Path(job.caches) / f"{job.model}-{job.dtype}-{job.batch}{chosen.settings}"
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({names[0]: str(folder), names[1]: str(folder / "triton")})
     try:
@@ -263,7 +266,9 @@ def first_call(job: Job) -> Row:
     """
     model, inputs, device = prepare(job)
     torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
-    with torch.inference_mode(), _side_by_side():
+    gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    lock = Path(job.caches) / f"tuning-{gpu}.lock" if job.caches else None
+    with torch.inference_mode(), _side_by_side(), gate.tuning_alone(lock):
         reference = _flat(model(*inputs))
         made = _prepare_variant(job, variant(job.backends[0]), model, inputs, reference, device, remember=True)
     return made.row if isinstance(made, Ready) else made

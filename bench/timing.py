@@ -16,6 +16,8 @@ import torch
 from bench.samples import Samples
 
 BURST = 20  # calls between two events: long enough that the events cost nothing, short enough to interleave
+CYCLES = 2e9  # of a GPU in a second, about
+SHORTEST, LONGEST = 0.005, 0.025  # seconds of head start; the longest is more than any burst of captured calls needs
 CPU_TURN = 0.05  # seconds of calls in one turn of one variant without a GPU
 
 
@@ -41,9 +43,11 @@ def measure(variants: Mapping[str, Callable[[], object]], *, rounds: int, device
 def gpu_seconds(call: Callable[[], object]) -> float:
     """GPU seconds per call over one burst. The host queues ahead of the GPU behind a filler, so that the time is
     the GPU's own wherever the host is not slower altogether."""
+    begun = time.perf_counter()
     call()
+    queued = time.perf_counter() - begun
     torch.cuda.synchronize()
-    torch.cuda._sleep(50_000_000)  # a head start of about 25 ms, more than any burst of captured calls needs
+    torch.cuda._sleep(round(CYCLES * min(LONGEST, max(SHORTEST, 3 * BURST * queued))))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(BURST):

@@ -51,9 +51,14 @@ class Variant:
 
     @property
     def kernels(self) -> str:
-        """Variants of the same word run the same kernels, so one cache of compiled code serves them all."""
-        given = [f"{key}={value}" for key, value in self.options.items() if key not in ACCEPTED]  # Inductor's
-        return "-".join([self.kind, *([UNFUSED] if self.unfused else []), *given])
+        """Variants of the same word run the same kernels: compiled for one, they are for all."""
+        return f"{self.kind}{self.settings}"
+
+    @property
+    def settings(self) -> str:
+        """What Inductor is told of kernels; variants of the same word have most of them in common."""
+        given = [f"-{key}={value}" for key, value in self.options.items() if key not in ACCEPTED]  # Inductor's
+        return "".join([f"-{UNFUSED}" if self.unfused else "", *given])
 
     def compile(self, model: nn.Module, *, remember: bool = False) -> Callable[..., Any]:
         """`model` under this backend, compiled at its first call.

@@ -163,17 +163,18 @@ def test_first_calls_are_timed_cold_and_warm(monkeypatch: pytest.MonkeyPatch) ->
     assert seen[0] == seen[1]
 
 
-def test_caches_of_different_kernels_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_and_ours_share_caches_and_other_kernels_have_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     import os
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "before")
     job = Job("m", "float16", 8, ("opara",), caches="root")
     found = {}
-    for name in ("opara", "opara:nimble", "opara:paper-unfused", "eager"):
+    for name in ("opara", "opara:nimble", "reduce-overhead", "opara:paper-unfused", "opara:max_autotune=True", "eager"):
         with caches(job, variant(name)):
             found[name] = os.environ["TORCHINDUCTOR_CACHE_DIR"]
-    assert found["opara"] == found["opara:nimble"] == "root/m-float16-8-opara"
-    assert found["opara:paper-unfused"] == "root/m-float16-8-opara-unfused"
+    assert found["opara"] == found["opara:nimble"] == found["reduce-overhead"] == "root/m-float16-8"
+    assert found["opara:paper-unfused"] == "root/m-float16-8-unfused"
+    assert found["opara:max_autotune=True"] == "root/m-float16-8-max_autotune=True"
     assert found["eager"] == os.environ["TORCHINDUCTOR_CACHE_DIR"] == "before"
 
 

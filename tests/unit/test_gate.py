@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from bench import gate
 from bench.gate import Gate
 from opara_backend.execution import lane
+from opara_backend.upstream import CachingAutotuner
 
 
 def recorded(answer: str = "0") -> tuple[Gate, list[str]]:
@@ -66,3 +70,26 @@ def test_it_ends_when_nobody_grants_any_more(broken: str) -> None:
     say: Callable[[str], None] = gone if broken == "say" else lambda text: None
     with gate.through(Gate(say, lambda: "", lambda: None)), pytest.raises(SystemExit, match="has gone"), gate.alone():
         raise AssertionError("it was not granted")
+
+
+def test_kernels_are_tuned_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by several processes: each opens the file anew, and a lock belongs to an open file."""
+    inside, most, lock = 0, 0, tmp_path / "caches" / "tuning-0.lock"
+
+    def tune(self: object, word: str) -> str:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return word
+
+    monkeypatch.setattr(CachingAutotuner, "benchmark_all_configs", tune)
+    before = CachingAutotuner.benchmark_all_configs
+    tuner = CachingAutotuner.__new__(CachingAutotuner)
+    for way, expected in ((lock, 1), (None, 4)):
+        with gate.tuning_alone(way), ThreadPoolExecutor(4) as pool:
+            most = 0
+            assert list(pool.map(tuner.benchmark_all_configs, "abcd")) == list("abcd")
+        assert most == expected
+        assert CachingAutotuner.benchmark_all_configs is before
