@@ -100,6 +100,31 @@ def memory(results: Results) -> str:
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
+def policies(results: Results) -> str:
+    """How many times as fast the schedule that was chosen is as those of other policies, on the same kernels, batch 1.
+
+    And the same kernels on one stream beside stock's, which runs them so.
+    """
+    others = ("opara:paper", "opara:nimble", "opara:wavefront")
+    lines = _head("model, batch 1", *(f"over `{other}`" for other in others), "over one stream", f"that over {STOCK}")
+    found: list[list[float]] = [[] for _ in range(5)]
+    processes = set()
+    for case, stock, mine in results.both():
+        in_a_row = next((r.backend for r in results.rows if r.backend.startswith("opara:sequential")), "")
+        rows = [results.of(case, name) for name in (*others, in_a_row)]
+        if case[2] != 1 or not all(rows):
+            continue
+        processes.add(len(mine))
+        ratios = [median(other, "gpu") / median(mine, "gpu") for other in rows]
+        ratios.append(median(stock, "gpu") / median(rows[-1], "gpu"))
+        for column, ratio in zip(found, ratios, strict=True):
+            column.append(ratio)
+        lines.append(_line(f"{case[0]} {case[1]}", *(f"{ratio:.2f}x" for ratio in ratios)))
+    if processes:
+        lines.append(_line("geometric mean", *(f"**{geometric_mean(column):.2f}x**" for column in found)))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
 def options(results: Results) -> str:
     """GPU time under an option over the time without, one row a model, one column each variant of `opara`."""
     variants = sorted({row.backend for row in results.rows if row.backend.startswith(f"{OURS}:")})
@@ -123,6 +148,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "batches": batches,
     "gaps": gaps,
     "memory": memory,
+    "policies": policies,
     "times": options,
 }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import batches, gaps, markdown, memory, options
+from bench.report import batches, gaps, markdown, memory, options, policies
 from bench.samples import ABOUT, Results, Row, Samples
 
 ABOUT_TEST = {**dict.fromkeys(ABOUT, "x"), "commit": "abc1234"}
@@ -49,6 +49,15 @@ def test_what_was_not_reported_is_in_no_table() -> None:
     found = results(PAIR[0], wrong)
     for table in (batches, gaps, memory, markdown):
         assert "tiny" not in table(found)
+
+
+def test_other_policies_and_one_stream() -> None:
+    others = {"paper": 1.5, "nimble": 1.25, "wavefront": 3.0, "sequential,copy_outputs=False": 1.6}
+    text = policies(results(*PAIR, *(row(f"opara:{name}", ms) for name, ms in others.items())))
+    expected = ["1.50x", "1.25x", "3.00x", "1.60x", "1.25x"]
+    assert cells(text, "tiny float16") == expected
+    assert cells(text, "geometric mean") == [f"**{ratio}**" for ratio in expected]
+    assert "tiny" not in policies(results(*PAIR))
 
 
 def test_parts_of_the_gap_add_up_to_the_whole() -> None:
