@@ -53,7 +53,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 # Seen 2.11, 2.13, 2.15. The layout of a buffer with memory of its own. Without it nothing is written in place.
 from torch._inductor.ir import FixedLayout
 
-# Seen 2.11, 2.13. Times the configurations of a Triton kernel when it is first launched, and keeps the best. Without it
+# Seen 2.11, 2.13, 2.15. Times the configurations of a Triton kernel when it is first launched, and keeps the best. Without it
 # processes of `bench campaign` disturb each other at that, and stock and ours come to run different kernels.
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
@@ -239,7 +239,7 @@ def is_cudnn_convolution(
 ) -> bool:
     """True if cuDNN computes a convolution without bias of such operands (size, stride, dtype, device).
 
-    Seen 2.11, 2.13. Without it convolutions allocate their outputs themselves.
+    Seen 2.11, 2.13, 2.15. Without it convolutions allocate their outputs themselves.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -16,19 +16,35 @@ from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.statements import Statement
 
 _CALLS = ("SubgraphBuffer", "InvokeSubgraph")
-_DECIDED_ON_HOST = ("Conditional", "WhileLoop", "DynamicScalar", "EffectfulKernel")
+# What is known to run on its device alone. New versions bring new operations, and some decide on the host: `torch.cond`
+# is a Conditional in 2.13, a Switch in 2.15.
+_ON_DEVICE = (
+    "ComputedBuffer",
+    "TemplateBuffer",
+    "NopKernel",
+    "ExternKernelOut",
+    "ExternKernelAlloc",
+    "UserDefinedTritonKernel",
+    "InplaceBernoulliFallback",
+    "InplaceCopyFallback",
+    "ScatterFallback",
+    "IndexPutFallback",
+    "MultiOutput",
+)
+_NOT_ALONE = ("EffectfulKernel", "DeviceCopy", "_CollectiveKernel")  # derive from those above
 
 
 def is_kernel(node: Any) -> bool:
     """True if `node` is a subgraph that runs on its device from its first kernel to its last."""
     if not is_a(node, _CALLS):
         return False
-    device = str(node.get_device())
-    return all(
-        not is_a(operation, _DECIDED_ON_HOST)
-        and (operation.get_device() is None or str(operation.get_device()) == device)
-        and (is_kernel(operation) or not is_a(operation, _CALLS))
-        for operation in _graph(node).operations
+    graph, device = _graph(node), str(node.get_device())
+    values = [*graph.operations, *(value for value in graph.graph_inputs.values() if hasattr(value, "get_device"))]
+    return all(str(value.get_device()) == device for value in values if value.get_device() is not None) and all(
+        is_kernel(operation)
+        if is_a(operation, _CALLS)
+        else is_a(operation, _ON_DEVICE) and not is_a(operation, _NOT_ALONE)
+        for operation in graph.operations
     )
 
 

@@ -37,6 +37,14 @@ class ExternKernel(Operation):
     python_kernel_name = "extern_kernels.bmm_dtype"
 
 
+class ExternKernelOut(ExternKernel):
+    pass
+
+
+class DeviceCopy(ExternKernelOut):
+    pass
+
+
 class ComputedBuffer(Operation):
     pass
 
@@ -45,13 +53,19 @@ class Conditional(Operation):
     pass
 
 
+class NotThereYet(ExternKernel):
+    """Of a version to come."""
+
+
 class SubgraphBuffer:
     """Of a product of `buf1` with `arg1`, split along k."""
 
     origins = ()
 
-    def __init__(self, *operations: Any) -> None:
-        self.subgraph = SimpleNamespace(name="decompose_k_mm_4_split_1", operations=list(operations))
+    def __init__(self, *operations: Any, **inputs: Any) -> None:
+        self.subgraph = SimpleNamespace(
+            name="decompose_k_mm_4_split_1", operations=list(operations), graph_inputs={"size": 8, **inputs}
+        )
 
     def get_name(self) -> str:
         return "buf2"
@@ -73,7 +87,7 @@ LINES = (
 
 
 def test_a_product_in_parts_is_one_kernel() -> None:
-    node = SubgraphBuffer(ExternKernel(), ComputedBuffer())
+    node = SubgraphBuffer(ExternKernelOut(), ComputedBuffer())
     inputs = [Buffer(name, "input", 64, "", "cuda:0") for name in ("buf1", "arg1")]
     writer = ProgramWriter(device="cuda:0", inputs=tuple(inputs), constants=(), symbols=())
     sorter = Sorter(writer, lambda line: SimpleNamespace(node=node))
@@ -93,13 +107,17 @@ def test_a_product_in_parts_is_one_kernel() -> None:
 @pytest.mark.parametrize(
     ("operation", "expected"),
     [
-        (ExternKernel(), True),
+        (ExternKernelOut(), True),
         (ComputedBuffer(), True),
-        (ExternKernel(None), True),
+        (ExternKernelOut(None), True),
         (ComputedBuffer("cpu"), False),
         (Conditional(), False),
-        (SubgraphBuffer(ExternKernel()), True),
+        (NotThereYet(), False),
+        (DeviceCopy(), False),
+        (SubgraphBuffer(ExternKernelOut()), True),
         (SubgraphBuffer(Conditional()), False),
+        (SubgraphBuffer(ExternKernelOut(), x=Operation("cuda:0")), True),
+        (SubgraphBuffer(ExternKernelOut(), x=Operation("cpu")), False),
     ],
 )
 def test_what_the_host_does_inside_is_left_to_it(operation: Any, expected: bool) -> None:
