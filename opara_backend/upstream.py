@@ -53,8 +53,8 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 # Seen 2.11, 2.13, 2.15. The layout of a buffer with memory of its own. Without it nothing is written in place.
 from torch._inductor.ir import FixedLayout
 
-# Seen 2.11, 2.13, 2.15. Times the configurations of a Triton kernel when it is first launched, and keeps the best. Without it
-# processes of `bench campaign` disturb each other at that, and stock and ours come to run different kernels.
+# Seen 2.11, 2.13, 2.15. Times the configurations of a Triton kernel when it is first launched, and keeps the best.
+# Without it processes of `bench campaign` disturb each other at that, and stock and ours come to run other kernels.
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
 # Seen 2.11, 2.13, 2.15. A computation among the parts of a fused kernel. Without it nothing is written in place.
