@@ -107,7 +107,7 @@ def _report(
         versions["cuda"] = torch.version.cuda
     owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
     notes = [] if records else ["no graph of this model was ours to schedule"]
-    notes += map(_said, breaks)
+    notes += dict.fromkeys(map(_said, breaks))
     return Report(
         model=type(owner).__name__ if owner is not None else getattr(model, "__name__", type(model).__name__),
         device=f"{found} ({device})" if device else found,
@@ -121,7 +121,9 @@ def _report(
 
 
 def _said(reason: str) -> str:
-    """A break of Dynamo's, which ends one graph and begins another: what it calls it, and its first hint."""
+    """A break of Dynamo's, which ends one graph and begins another: what it calls it, and its first hint, or why."""
     first, *more = (line.strip() for line in reason.strip().splitlines())
-    hint = next((line.removeprefix("Hint:").strip() for line in more if line.startswith("Hint:")), "")
-    return f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({hint.rstrip('.')})" if hint else "")
+    told = [
+        line.partition(":")[2].strip() for word in ("Hint:", "Explanation:") for line in more if line.startswith(word)
+    ]
+    return f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({told[0].rstrip('.')})" if told else "")

@@ -172,7 +172,6 @@ class Tagger(nn.Module):
 def test_what_dynamo_did_not_trace_is_said_with_its_advice() -> None:
     model, x = Tagger().eval(), X.reshape(2, 2, 16)
     report = opara_backend.explain(model, x)
-    assert report.graphs == ()
     assert any("RNN" in note and "allow_rnn=True" in note for note in report.notes)
     assert "allow_rnn" in str(report)
     with torch._dynamo.config.patch(allow_rnn=True):
