@@ -9,6 +9,7 @@ Found through the entry point group `torch_dynamo_backends`; nothing is register
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,7 @@ def opara(
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor)}
     start = time.perf_counter()
-    with own_options.using(chosen) as compilation, collect() as records:
+    with own_options.using(chosen, _labels(gm)) as compilation, collect() as records:
         compiled = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=chosen.fallback)
@@ -79,6 +80,15 @@ def _cache_marker(inductor: Mapping[str, Any]) -> dict[str, Any]:
 
     name = "post_grad_custom_post_pass"
     return {name: CacheMarker(inductor.get(name, getattr(upstream.inductor_config, name)))}
+
+
+def _labels(gm: torch.fx.GraphModule) -> str:
+    """A hash of the lines and modules that the nodes of `gm` came from: a graph that is alike has others."""
+    digest = hashlib.sha256()
+    for node in gm.graph.nodes:
+        modules = [str(entry[0]) for entry in (node.meta.get("nn_module_stack") or {}).values()]
+        digest.update(f"{node.meta.get('stack_trace')}{modules}".encode())
+    return digest.hexdigest()
 
 
 def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:

@@ -144,6 +144,10 @@ class KernelGraph:
         bound = tuple(replace(b, nbytes=nbytes[b.name]) if b.name in nbytes else b for b in self.buffers)
         return replace(self, buffers=bound)
 
+    def without_labels(self) -> KernelGraph:
+        """The same graph, whose kernels do not say where a user wrote them."""
+        return replace(self, kernels=tuple(replace(k, source="", module="") for k in self.kernels))
+
     def verify(self) -> None:
         """Raise KernelGraphError unless the graph is legal: see `problems`."""
         for problem in problems(self):

@@ -69,12 +69,14 @@ ACCEPTED: Mapping[str, _Accepts] = {
 class Compilation:
     """The compilation under way. reached: whether our hook or a module of ours from a cache served it.
 
-    lowering_seconds: how long rewriting Inductor's wrapper took; nothing if it came from a cache.
+    lowering_seconds: how long rewriting Inductor's wrapper took; nothing if it came from a cache. labels: a hash of the
+    user's lines and modules that the graph came from, which is no part of what caches go by.
     """
 
     options: Options
     reached: bool = False
     lowering_seconds: float = 0.0
+    labels: str = ""
 
 
 _current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("opara_compilation", default=None)
@@ -86,9 +88,9 @@ def current() -> Compilation:
 
 
 @contextlib.contextmanager
-def using(options: Options) -> Iterator[Compilation]:
-    """Make `options` the current ones while the block runs."""
-    compilation = Compilation(options)
+def using(options: Options, labels: str = "") -> Iterator[Compilation]:
+    """Make `options` the current ones while the block runs, for a graph of these labels."""
+    compilation = Compilation(options, labels=labels)
     token = _current.set(compilation)
     try:
         yield compilation

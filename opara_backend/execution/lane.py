@@ -249,21 +249,26 @@ class CudaLane:
         # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
         cuda_graph.give_back_unused()
         arguments = StaticArguments(program, graph, args)
-        decided, memory = self._decided.get(key), Memory(self._memory_pool(), self._shared)
+        if self._loans is not None:  # all shapes share an arena; what was lent as an argument has just been copied
+            self._loans.end()
+        decided_as = self.runtime.shape_of(key)
+        decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
             if decided is not None:  # nothing to find out: the same kernels, read from other addresses
                 plan, captured = decided, capture_plan(program, decided, arguments, memory)
             else:
                 near = next((plan.schedule for plan in reversed(self._decided.values())), None)
-                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory, key, near)
+                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory, decided_as, near)
                 if tried:
                     self.runtime.record.measured(key, tried)
+                if decided_as in self.runtime.record.remembered:
+                    self.runtime.record.remembered.add(key)
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
         arguments.let_go()
         kind = _NamedCaptured if self.runtime.options.annotate else _Captured
         self._captures.add(key, kind(captured, arguments, outputs, self._loans, self.runtime.name))
-        self._decided[key] = plan
-        self._decided.move_to_end(key)
+        self._decided[decided_as] = plan
+        self._decided.move_to_end(decided_as)
         if len(self._decided) > DECISIONS_KEPT:
             self._decided.popitem(last=False)
         self.runtime.record.planned(key, plan, captured=True)

@@ -20,10 +20,18 @@ def convolution_out(
     groups: int,
     out: torch.Tensor,
 ) -> None:
-    """cuDNN's convolution of `x` with `weight` into `out`, under the settings that `aten.convolution` goes by."""
+    """cuDNN's convolution of `x` with `weight` into `out`, under the settings that `aten.convolution` goes by.
+
+    Where cuDNN has been switched off since the choice fell on it, `aten.convolution` itself, and a copy.
+    """
     cudnn = torch.backends.cudnn
+    if not cudnn.enabled:
+        unpadded = [0] * len(stride)
+        out.copy_(torch.ops.aten.convolution(x, weight, None, stride, padding, dilation, False, unpadded, groups))
+        return
     deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
-    tf32 = x.dtype is torch.float32 and cudnn.allow_tf32
+    # Not `cudnn.allow_tf32`, which raises where the setting was made by operator; this one knows both ways.
+    tf32 = x.dtype is torch.float32 and cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     torch.ops.aten.cudnn_convolution.out(
         x, weight, padding, stride, dilation, groups, cudnn.benchmark, deterministic, tf32, out=out
     )

@@ -63,9 +63,16 @@ class _View:
     stride: tuple[int, ...]
     offset: int
     dtype: torch.dtype
+    conj: bool = False
+    neg: bool = False
 
     def over(self, base: torch.Tensor) -> torch.Tensor:
         """This view of `base`, a tensor of the same type, or of another over the same memory."""
+        found = self._over(_plain(base))
+        found = found.conj() if self.conj else found
+        return torch._neg_view(found) if self.neg else found
+
+    def _over(self, base: torch.Tensor) -> torch.Tensor:
         if base.dtype == self.dtype:
             offset = base.storage_offset() + self.offset // base.itemsize
             return base.as_strided(self.size, self.stride, offset)
@@ -103,7 +110,7 @@ class OutputSpec:
                 index = number[root, value.untyped_storage().data_ptr()]
                 view, source = _view(index, value, self._sources[index]), self._sources[index]
                 whole = (value.dtype, value.size(), value.stride()) == (source.dtype, source.size(), source.stride())
-                self._recipe.append(("whole" if whole and not view.offset else "part", view))
+                self._recipe.append(("whole" if whole and not (view.offset or view.conj or view.neg) else "part", view))
             else:
                 self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
         sources = [recipe.source if kind == "whole" else None for kind, recipe in self._recipe]
@@ -141,14 +148,16 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 def _view(source: int, value: torch.Tensor, base: torch.Tensor) -> _View:
     start = int(value.storage_offset()) * value.itemsize - int(base.storage_offset()) * base.itemsize
-    return _View(source, tuple(value.size()), tuple(value.stride()), start, value.dtype)
+    return _View(
+        source, tuple(value.size()), tuple(value.stride()), start, value.dtype, value.is_conj(), value.is_neg()
+    )
 
 
 def _cover(sharing: Sequence[torch.Tensor]) -> torch.Tensor:
     """One tensor over the memory of all of `sharing`, each element once: the only one itself, or a stretch of bytes."""
     first = sharing[0]
     if all(o is first for o in sharing):
-        return flat_view(first)
+        return flat_view(_plain(first))
     start = min(o.storage_offset() * o.itemsize for o in sharing)
     start -= start % max(o.itemsize for o in sharing)
     end = max(_end(o) for o in sharing)
@@ -162,3 +171,9 @@ def _end(tensor: torch.Tensor) -> int:
         return int(tensor.storage_offset()) * tensor.itemsize
     last = sum((s - 1) * t for s, t in zip(tensor.shape, tensor.stride(), strict=True))
     return (int(tensor.storage_offset()) + last + 1) * tensor.itemsize
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` without the bits that say it is to be read conjugated or negated."""
+    tensor = torch._neg_view(tensor) if tensor.is_neg() else tensor
+    return tensor.conj() if tensor.is_conj() else tensor

@@ -40,7 +40,7 @@ class Program:
     graph: None where lowering left the text to stock Inductor, with `unsupported` saying why.
     inputs: names of all arguments by position, sizes included. static_inputs: positions whose addresses stay.
     dynamic_inputs: positions of tensors with symbolic sizes or strides. number_inputs: positions of tensors on the CPU
-    of which kernels on the GPU are given the value.
+    of which kernels on the GPU are given the value. labels: of the graph it was lowered from (`options.Compilation`).
     """
 
     run: Callable[..., Any]
@@ -50,6 +50,7 @@ class Program:
     dynamic_inputs: tuple[int, ...] = ()
     number_inputs: tuple[int, ...] = ()
     unsupported: str = ""
+    labels: str = ""
 
     @property
     def source(self) -> str:
@@ -66,7 +67,10 @@ class Program:
             return lambda args: self.run(args, None, None, None)
         from opara_backend.execution.runtime import Runtime
 
-        runtime = Runtime(self, KernelGraph.from_json(self.graph_json), chosen)
+        graph = KernelGraph.from_json(self.graph_json)
+        if compilation.labels != self.labels:  # out of a cache, made for a graph that is alike
+            graph = graph.without_labels()
+        runtime = Runtime(self, graph, chosen)
         if not chosen.annotate:
             return runtime
         from opara_backend.report import annotate

@@ -72,7 +72,10 @@ class Runtime:
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
 
-            self._cuda = CudaLane(self)
+            with self._lock:  # two lanes would not wait for each other
+                self._cuda = self._cuda or CudaLane(self)
+        for position in self.program.number_inputs:  # somebody may change it while it is captured
+            given[position] = given[position].clone()
         return self._cuda(self._key(given), given)
 
     # --- the first call of a shape -------------------------------------------------------------------------------
@@ -134,6 +137,10 @@ class Runtime:
         step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
         self.record.fallbacks.append(step)
         return step
+
+    def shape_of(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What of a key a schedule depends on: not the numbers, which only launches are given."""
+        return key[: len(key) - len(self.program.number_inputs)]
 
     def _key(self, args: Sequence[Any]) -> tuple[Any, ...]:
         """What tells one concrete shape from another: all numbers, and the layouts of tensors with symbolic ones."""

@@ -24,8 +24,8 @@ def with_out(node: Any, text: str) -> str | None:
     called = getattr(node, "python_kernel_name", None)
     if called != CALL or not isinstance(node.get_output_spec(), upstream.FixedLayout):
         return None
-    statement = ast.parse(text).body[0]
-    if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
+    statement, *others = ast.parse(text).body
+    if others or not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
         return None
     call = statement.value
     given = {keyword.arg: keyword.value for keyword in call.keywords}

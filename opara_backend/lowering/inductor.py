@@ -126,8 +126,10 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         sizes = self.codegen_python_shape_tuple(shape)
         strides = self.codegen_python_shape_tuple(stride)
         allocated = sizes if allocation_shape is None else self.codegen_python_shape_tuple(allocation_shape)
-        text = f"{name} = alloc({name!r}, {allocated}, {strides}, {dtype}, {str(device)!r})"
-        return text if allocated == sizes else f"{text}.as_strided({sizes}, {strides})"
+        text = f"alloc({name!r}, {allocated}, {strides}, {dtype}, {str(device)!r})"
+        if allocated != sizes:  # not as_strided, which looks at memory that is there only when the buffer is alive
+            text = f"reinterpret_tensor({text}, {sizes}, {strides}, 0)"
+        return f"{name} = {text}"
 
     # --- remembering who wrote a line ----------------------------------------------------------------------------
 
@@ -220,7 +222,8 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
             numbers = tuple(names.index(name) for name in self._numbers)
             arguments = (
                 f"program, graph_json={self._graph_json!r}, inputs={names!r}, static_inputs={request.static_inputs!r}, "
-                f"dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}, number_inputs={numbers!r}"
+                f"dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}, number_inputs={numbers!r}, "
+                f"labels={options.current().labels!r}"
             )
         result.splice(_FOOTER.format(arguments=arguments))
 

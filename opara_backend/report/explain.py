@@ -4,7 +4,7 @@ Takes: a model or a function, compiled or not, and its arguments. Gives: a `Repo
 Must not change: the compiled object it is given, whose own compiled code is neither used nor replaced. A fresh
 compilation of the same callable is made under a function of its own, so Dynamo's caches for the model stay as they
 are (behind a graph break, code of the model itself gains entries). The model *is* called, several times, and its
-side effects happen as often.
+side effects happen as often. Nothing is taken from Inductor's caches: they know graphs that are alike, and not whose.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from opara_backend import fallback
+from opara_backend import options as own_options
 from opara_backend._version import __version__
 from opara_backend.profiling.device import preset
 from opara_backend.report.build import fallback_row, graph_report
@@ -44,13 +45,14 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     if given is not None and options is not None:
         raise ValueError("options= is for models that are not compiled yet; this one is explained with its own")
     original, settings, dynamic = given or (model, {"options": options} if options else {}, None)
+    own_options.parse(settings.get("options"), settings.get("mode"))  # before anything is traced
     quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
-    with quiet, _recompilable(), _compiled(original, settings, dynamic) as call:
+    with quiet, _recompilable(), upstream.without_caches(), _compiled(original, settings, dynamic) as call:
         before = Counter(upstream.counters["graph_break"])
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
                 call(*inputs, **kwargs)
-        breaks = Counter(upstream.counters["graph_break"]) - before  # some are counted twice
+        breaks = Counter(upstream.counters["graph_break"]) - before
         report = _report(original, settings, records, steps, tuple(breaks))
         if any(captured for record in records for _, captured in record.plans.values()):
             from opara_backend.report.replays import with_measured
@@ -76,7 +78,7 @@ def _compiled(
     """
     from opara_backend import backend, upstream
 
-    def fresh(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+    def opara(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
         return backend.opara(gm, example_inputs, **settings)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +88,7 @@ def _compiled(
     scope = {"__name__": __name__, "__builtins__": builtins}
     own = types.FunctionType(call.__code__.replace(), scope, call.__name__, None, call.__closure__)
     try:
-        yield torch.compile(own, backend=fresh, dynamic=dynamic)
+        yield torch.compile(own, backend=opara, dynamic=dynamic)
     finally:
         upstream.forget_compiled(own)
 
@@ -108,6 +110,8 @@ def _report(
     owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
     notes = [] if records else ["no graph of this model was ours to schedule"]
     notes += dict.fromkeys(map(_said, breaks))
+    if owner is not None and owner.training:
+        notes.append("the model is in training mode, in which layers like dropout behave otherwise: model.eval()?")
     return Report(
         model=type(owner).__name__ if owner is not None else getattr(model, "__name__", type(model).__name__),
         device=f"{found} ({device})" if device else found,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from opara_backend import upstream
+from opara_backend.execution.libraries import convolution_out
 from opara_backend.kernel_graph import Buffer
 from opara_backend.lowering.convolutions import with_out
 from opara_backend.lowering.program import ProgramWriter
@@ -86,8 +87,14 @@ def test_the_output_is_a_buffer_like_any_other(node: ExternKernelAlloc) -> None:
 
 @pytest.mark.parametrize(
     "edit",
-    [("transposed=False", "transposed=True"), ("bias=None", "bias=arg2"), ("buf1 = ", ""), (", bias=None", "")],
-    ids=["transposed", "with a bias", "bound to nothing", "an argument less"],
+    [
+        ("transposed=False", "transposed=True"),
+        ("bias=None", "bias=arg2"),
+        ("buf1 = ", ""),
+        (", bias=None", ""),
+        ("buf1", "hook(); buf1"),
+    ],
+    ids=["transposed", "with a bias", "bound to nothing", "an argument less", "with another statement"],
 )
 def test_what_is_not_plainly_cudnns_stays_as_it_is(node: ExternKernelAlloc, edit: tuple[str, str]) -> None:
     assert with_out(node, TEXT) is not None
@@ -98,3 +105,40 @@ def test_sizes_that_may_ask_for_another_library(node: ExternKernelAlloc) -> None
     node.inputs = (Operand(1, 4, 6), node.inputs[1])
     assert with_out(node, TEXT) is None
     assert not upstream.is_cudnn_convolution.__doc__  # the stand-in of the fixture; the real one needs cuDNN
+
+
+# --- when it is called -----------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, Any] = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
+
+
+def called(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
+    """What cuDNN is asked to do."""
+    seen: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(torch.ops.aten.cudnn_convolution, "out", lambda *args, out: seen.append(args))
+    x, w = torch.ones(1, 4, 6, 6, dtype=dtype), torch.ones(8, 4, 3, 3, dtype=dtype)
+    convolution_out(x, w, **SETTINGS, out=torch.empty(1, 8, 6, 6, dtype=dtype))
+    (found,) = seen
+    return found
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_where_it_was_allowed_by_operator(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """`cudnn.allow_tf32` raises then."""
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if allowed else "ieee")
+    assert called(monkeypatch)[-1] == allowed
+    assert called(monkeypatch, torch.float16)[-1] is False
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_where_it_was_allowed_the_old_way(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    assert called(monkeypatch)[-1] == allowed
+
+
+def test_without_cudnn_it_is_computed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice of a library is made when a graph is lowered, and is in caches; the switch may be turned later."""
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", False)
+    x, w, out = torch.randn(1, 4, 6, 6), torch.randn(8, 4, 3, 3), torch.empty(1, 8, 6, 6)
+    convolution_out(x, w, **SETTINGS, out=out)
+    torch.testing.assert_close(out, torch.nn.functional.conv2d(x, w, padding=1))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -74,6 +76,7 @@ def test_each_value_is_a_shape_of_its_own() -> None:
     assert len(set(keys)) == 5
     again = [here._key([x, torch.tensor(value, dtype=torch.float64)]) for value in (0.5, 0.25, 0.0, -0.0, math.nan)]
     assert again == keys
+    assert {here.shape_of(key) for key in keys} == {()}  # and one schedule does for all
 
 
 def test_numbers_are_not_copied_anywhere() -> None:
@@ -81,3 +84,38 @@ def test_numbers_are_not_copied_anywhere() -> None:
     arguments = StaticArguments(here.program, here.graph, [torch.ones(16), torch.tensor(0.5)])
     assert arguments._copied == [0]
     assert float(arguments.values[1]) == 0.5
+
+
+class Lane:
+    """In place of what captures: keeps what it is called with."""
+
+    made = 0
+
+    def __init__(self, runtime: Runtime) -> None:
+        time.sleep(0.05)
+        type(self).made += 1
+        self.calls: list[tuple[Any, Any]] = []
+
+    def __call__(self, key: Any, args: Any) -> tuple[Any, ...]:
+        self.calls.append((key, args))
+        return ()
+
+
+def test_a_number_that_changes_while_it_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opara_backend.execution.lane.CudaLane", Lane)
+    here, scale = runtime(), torch.tensor(0.5)
+    here([torch.ones(16), scale])
+    scale.fill_(7.0)
+    ((key, given),) = here._cuda.calls
+    assert (key, float(given[1])) == (("0.5",), 0.5)
+
+
+def test_threads_that_call_first_share_one_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two lanes would not wait for each other's calls."""
+    monkeypatch.setattr("opara_backend.execution.lane.CudaLane", Lane)
+    monkeypatch.setattr(Lane, "made", 0)
+    here = runtime()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: here([torch.ones(16), torch.tensor(float(n))]), range(4)))
+    assert Lane.made == 1
+    assert len(here._cuda.calls) == 4

@@ -103,3 +103,19 @@ def test_another_models_call_ends_no_loan() -> None:
             first, second = one(x, y), two(x, y)
             torch.testing.assert_close(first, (x @ y).relu())
             torch.testing.assert_close(second, (x @ y).tanh() + 1)
+
+
+def test_what_is_lent_ends_when_another_shape_is_captured() -> None:
+    """All shapes of a graph share an arena, and a search replays in it."""
+
+    def function(x: Tensor) -> Tensor:
+        return torch.cat([(x @ x.t()).relu(), (x + 1) @ x.t()], 1)
+
+    with torch.no_grad():
+        call = torch.compile(function, backend="opara", dynamic=True, options=LENT)
+        for _ in range(3):
+            lent = call(torch.ones(8, 16, device="cuda"))
+        for _ in range(2):
+            call(torch.ones(12, 16, device="cuda"))
+        with pytest.raises(RuntimeError, match="overwritten by a later call"):
+            lent.sum()
