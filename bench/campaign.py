@@ -37,6 +37,7 @@ from bench.samples import Row, save
 from bench.summary import case_table, problems
 from bench.tables import console
 from bench.turns import in_turns
+from opara_backend.commands.console import positive
 
 PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_large", "bert_base", "t5_small")
 # The last: what reduce-overhead runs, as this backend's candidate on one stream; outputs are lent, as there.
@@ -118,15 +119,15 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--minutes", type=float, default=18.0, help="the whole budget; default 18")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="run again with it to go on")
     parser.add_argument("--compile-share", type=float, default=0.4, help="of the budget, at most; default 0.4")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="compiling at once")
+    parser.add_argument("--workers", type=positive, default=max(1, (os.cpu_count() or 2) - 1), help="compiling at once")
     parser.add_argument("--gpus", nargs="+", metavar="GPU", help="as in CUDA_VISIBLE_DEVICES; default: all there are")
-    parser.add_argument("--prepare", type=int, metavar="N", help="workers a GPU; default: half the cores in all")
+    parser.add_argument("--prepare", type=positive, metavar="N", help="workers a GPU; default: half the cores in all")
     parser.add_argument("--models", nargs="+", default=list(models.names()), choices=models.names(), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"], choices=DTYPES)
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32])
     parser.add_argument("--backends", nargs="+", default=[], metavar="NAME", help="default: as suits each model")
-    parser.add_argument("--processes", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--processes", type=positive, default=3)
+    parser.add_argument("--rounds", type=positive, default=7)
     add_planted(parser)
     parser.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     parser.add_argument("--retry", action="store_true", help="measure again what could not be reported")

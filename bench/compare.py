@@ -23,6 +23,7 @@ from bench.tables import console, geometric_mean, table
 
 THRESHOLD, CONFIDENCE = 0.03, 0.99
 SLOWER, FASTER, SAME, GONE, BROKEN = "SLOWER", "faster", "", "GONE", "NOT REPORTED"
+COUNTED = ((SLOWER, "slower"), (BROKEN, "no longer reported"), (GONE, "only in the first file"))
 
 
 @dataclass(frozen=True)
@@ -106,18 +107,22 @@ def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[
     ratios = [m.ratio.value for m in moved if m.ratio]
     if ratios:
         yield f"geometric mean of {len(ratios)}: {geometric_mean(ratios):.3f}"
-    bad = [m for m in moved if not m.accepted]
-    yield f"{len(bad)} regressions" if bad else "no regression"
+    counts = [(sum(m.verdict == verdict for m in moved), text) for verdict, text in COUNTED]
+    said = [f"{count} {text}" for count, text in counts if count]
+    yield ", ".join(said) if said else "no regression"
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `compare`."""
-    parser = commands.add_parser("compare", help="which figures moved between two results files; 1 if one got slower")
+    parser = commands.add_parser(
+        "compare", help="which figures moved between two results files; 1 if one got slower or is gone"
+    )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help=f"default {THRESHOLD}: 3 per cent")
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help=f"of the intervals; default {CONFIDENCE}")
     parser.add_argument("--base", metavar="BACKEND", help="compare times relative to this backend's")
+    parser.add_argument("--allow-missing", action="store_true", help="what only the first file holds is no regression")
     parser.add_argument("--clock", choices=("best_clock", "gpu", "wall", "wall_p90"), default="best_clock")
     parser.set_defaults(command=main)
 
@@ -136,4 +141,5 @@ def main(chosen: argparse.Namespace) -> int:
         return 2
     for part in report(moved, before, after):
         output.print(part)
-    return 0 if all(m.accepted for m in moved) else 1
+    allowed = (GONE,) if chosen.allow_missing else ()
+    return 0 if all(m.accepted or m.verdict in allowed for m in moved) else 1

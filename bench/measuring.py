@@ -24,6 +24,7 @@ from bench.summary import case_table, problems
 from bench.tables import console
 from bench.variants import accepted, defaults, variant
 from bench.workers import measured, together
+from opara_backend.commands.console import positive
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -33,7 +34,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = commands.add_parser("run", help="measure models under several backends, interleaved in one process")
     parser.add_argument("--models", nargs="+", default=["googlenet"], choices=models.names(), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=DTYPES)
-    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1])
     parser.add_argument(
         "--backends",
         nargs="+",
@@ -41,9 +42,11 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"default: {' '.join(defaults())}; the first is what the others are compared with. "
         f"Known: {', '.join(accepted())}; after a colon also options, as in opara:nimble,streams=4",
     )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each variant in a process")
+    parser.add_argument("--rounds", type=positive, default=7, help="turns of each variant in a process")
     add_planted(parser)
-    parser.add_argument("--processes", type=int, default=1, help="fresh processes, one after another; 1 is this one")
+    parser.add_argument(
+        "--processes", type=positive, default=1, help="fresh processes, one after another; 1 is this one"
+    )
     parser.add_argument(
         "--compile-times", action="store_true", help="first calls in fresh processes, caches cold, warm"
     )

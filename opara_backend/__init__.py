@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["Report", "__version__", "explain"]
 
 
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
+
+
 def __getattr__(name: str) -> Any:
     # Importing the package is to cost nothing: these load torch, and only when asked for.
     if name == "explain":

@@ -106,6 +106,8 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     """
     from opara_backend import upstream
 
+    if options is not None and not isinstance(options, Mapping):
+        raise ValueError(f"options takes a dict, got {options!r} of type {type(options).__name__}")
     known = upstream.inductor_option_names()
     modes = upstream.list_mode_options()
     if mode is not None and mode not in modes:

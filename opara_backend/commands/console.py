@@ -5,6 +5,7 @@ Takes: a title, headings, rows of text. Gives: text on standard output. Must not
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 
@@ -33,6 +34,13 @@ def _show_plainly(title: str, headings: Sequence[str], rows: Sequence[Sequence[s
     print(title)
     for row in (headings, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def positive(text: str) -> int:
+    """For argparse: a number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, a number of at least 1 accepted")
+    return int(text)
 
 
 def size(nbytes: int) -> str:

@@ -6,11 +6,12 @@ Must not change: anything. 2: this machine cannot run it, and standard error say
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from typing import Any
+
+from opara_backend.commands.console import positive
 
 
 def register(commands: Any) -> None:
@@ -20,15 +21,8 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), help="default: float16 on a GPU, else float32"
     )
-    parser.add_argument("--calls", type=_positive, default=50, help="timed calls (default: %(default)s)")
+    parser.add_argument("--calls", type=positive, default=50, help="timed calls (default: %(default)s)")
     parser.set_defaults(run=lambda chosen: _run(chosen.device, chosen.dtype, chosen.calls))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} given, at least 1 accepted")
-    return value
 
 
 def _run(device: str | None, dtype: str | None, calls: int) -> int:

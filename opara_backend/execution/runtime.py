@@ -30,7 +30,7 @@ from opara_backend.memory import MemoryPlanError, lifetimes, plan_memory, verify
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report import annotate
-from opara_backend.report.record import GraphRecord, publish
+from opara_backend.report.record import GraphRecord, listeners, publish
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import candidates
@@ -63,6 +63,8 @@ class Runtime:
     def __call__(self, args: list[Any]) -> tuple[Any, ...]:
         given = list(args)
         args.clear()
+        if listeners.get():
+            publish(self.record)
         if self.graph.device == "cpu":
             if not self.plannable:
                 return host.run_unplanned(self.program, given, self.lives)

@@ -30,6 +30,9 @@ from opara_backend.scheduling.simulator import simulate
 if TYPE_CHECKING:
     from opara_backend.execution.host import Plan
 
+NOT_CHOSEN = (
+    "nothing is chosen on a CPU: this is the paper's schedule. On a GPU, auto measures several, one stream among them"
+)
 REMEMBERED = "profile, candidates and schedule come from an earlier search (option remember)"
 
 Tried = Sequence[tuple[Schedule, float]]
@@ -40,7 +43,10 @@ def graph_report(record: GraphRecord, estimate_for: DeviceSpec) -> model.GraphRe
     shapes = []
     for key, (plan, captured) in record.plans.items():
         shape = planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
-        shapes.append(replace(shape, notes=(*shape.notes, REMEMBERED)) if key in record.remembered else shape)
+        notes = [REMEMBERED] if key in record.remembered else []
+        if record.options.policy == "auto" and record.graph.device == "cpu":
+            notes.append(NOT_CHOSEN)
+        shapes.append(replace(shape, notes=(*shape.notes, *notes)))
     if not shapes and record.graph.kernels:
         shapes = [_unplanned_shape(record.graph, estimate_for)]
     graph = record.graph

@@ -1,24 +1,22 @@
-"""`python -m opara_backend explain MODULE:FACTORY`.
+"""`python -m opara_backend explain MODULE:FACTORY`, or FILE.py:FACTORY.
 
-Takes: parsed arguments. Gives: an exit code: 0, 1 if the model raised, 2 if an argument is wrong. Must not change:
-anything but the files it is told to write.
+Takes: parsed arguments. Gives: an exit code: 0, 1 if the model raised or a file could not be written, 2 if an argument
+is wrong. Must not change: anything but the files it is told to write.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import ast
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from opara_backend.report.loading import RETURNS, WrongArgument, factory_of, made_by
+
 DTYPES = ("float32", "float16", "bfloat16")
-
-
-class WrongArgument(Exception):
-    """What was given and what is accepted."""
 
 
 def register(commands: Any) -> None:
@@ -32,8 +30,8 @@ def register(commands: Any) -> None:
     parser.add_argument(
         "factory",
         metavar="MODULE:FACTORY",
-        help="a function in an importable module (the current folder is looked at first) that takes nothing and "
-        "returns (model, tuple of inputs), both on the CPU",
+        help="a function in a module (the current folder is looked at first) or a file, FILE.py:FACTORY, that takes "
+        f"nothing and returns {RETURNS}, all on the CPU",
     )
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with the timelines")
     parser.add_argument("--trace", metavar="FILE", type=Path, help="write a trace for https://ui.perfetto.dev")
@@ -41,37 +39,46 @@ def register(commands: Any) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N; default: cuda where there is a GPU, else cpu")
     parser.add_argument("--dtype", choices=DTYPES, help="of the model and its inputs; default: as they are")
     parser.add_argument("--policy", help="stream policy, as in options={'policy': ...}; default: auto")
+    parser.add_argument(
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="as in options={KEY: VALUE}: ours or Inductor's; may be given several times",
+    )
     parser.add_argument("--all", action="store_true", help="list every kernel, not the first 25")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Explain what `chosen` names."""
+    name, outputs = chosen.factory, {"save_html": chosen.html, "save_trace": chosen.trace, "save_json": chosen.json}
+    doing = f"importing {name.rpartition(':')[0]}"
     try:
-        outputs = {"save_html": chosen.html, "save_trace": chosen.trace, "save_json": chosen.json}
         for path in outputs.values():
-            if path is not None and not path.absolute().parent.is_dir():
-                raise WrongArgument(f"{path}: there is no folder {path.absolute().parent}")
-        _check_policy(chosen.policy)
+            _check_output(path)
+        options = _options(chosen.policy, chosen.option)
         device = _device(chosen.device)
-        factory = _factory(chosen.factory)
-    except WrongArgument as error:
-        print(f"explain: {error}", file=sys.stderr)
-        return 2
-    try:
-        model, inputs = _made(factory, chosen.factory, device, chosen.dtype)
+        factory = factory_of(name)
+        doing = name
+        model, inputs, keywords = made_by(factory, name, device, chosen.dtype)
     except WrongArgument as error:
         print(f"explain: {error}", file=sys.stderr)
         return 2
     except Exception:
         traceback.print_exc()
-        print(f"explain: {chosen.factory} raised the exception above", file=sys.stderr)
+        print(f"explain: {doing} raised the exception above", file=sys.stderr)
         return 1
-    return _explain(model, inputs, {"policy": chosen.policy} if chosen.policy else None, outputs, chosen.all)
+    return _explain(model, inputs, keywords, options, outputs, chosen.all)
 
 
 def _explain(
-    model: Any, inputs: tuple[Any, ...], options: dict[str, str] | None, outputs: dict[str, Path | None], all_: bool
+    model: Any,
+    inputs: tuple[Any, ...],
+    keywords: dict[str, Any],
+    options: dict[str, Any],
+    outputs: dict[str, Path | None],
+    all_: bool,
 ) -> int:
     from rich.console import Console
 
@@ -81,25 +88,48 @@ def _explain(
     progress, console = Console(stderr=True), Console()
     try:
         with progress.status("compiling, calling and measuring"):
-            report = explain(model, *inputs, options=options)
+            report = explain(model, *inputs, options=options or None, **keywords)
     except Exception:
         traceback.print_exc()
         print("explain: the model, or its compilation, raised the exception above", file=sys.stderr)
         return 1
     console.print(rendered(report, None if all_ else SHOWN, console.width))
+    code = 0
     for name, path in outputs.items():
         if path is not None:
-            print(f"wrote {getattr(report, name)(path)}")
-    return 0
+            try:
+                print(f"wrote {getattr(report, name)(path)}")
+            except OSError as error:
+                print(f"explain: {path} could not be written: {error.strerror}", file=sys.stderr)
+                code = 1
+    return code
 
 
-def _check_policy(policy: str | None) -> None:
-    from opara_backend.options import ACCEPTED
+def _check_output(path: Path | None) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise WrongArgument(f"{path}: there is no folder {path.absolute().parent}")
+    if path is not None and path.is_dir():
+        raise WrongArgument(f"{path} is a folder; accepted: the name of a file")
 
-    choices = ACCEPTED["policy"].choices
-    accepted = choices() if choices is not None else ()
-    if policy is not None and policy not in accepted:
-        raise WrongArgument(f"--policy {policy}: unknown; accepted: {', '.join(accepted)}")
+
+def _options(policy: str | None, given: Sequence[str]) -> dict[str, Any]:
+    """What `--policy` and `--option` say, checked."""
+    from opara_backend.options import parse
+
+    found: dict[str, Any] = {} if policy is None else {"policy": policy}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise WrongArgument(f"--option {text}: accepted: KEY=VALUE")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    try:
+        parse(found, None)
+    except ValueError as error:
+        raise WrongArgument(str(error)) from error
+    return found
 
 
 def _device(name: str | None) -> Any:
@@ -116,46 +146,3 @@ def _device(name: str | None) -> Any:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise WrongArgument(f"--device {name}: this torch sees {torch.cuda.device_count()} CUDA devices")
     return device
-
-
-def _factory(name: str) -> Callable[[], Any]:
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise WrongArgument(f"{name!r} is not of the form MODULE:FACTORY, as in opara_backend.demo.googlenet:example")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise WrongArgument(f"no module named {error.name!r}, needed for {name!r}; is it installed?") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            functions = [n for n in vars(found) if callable(getattr(found, n)) and not n.startswith("_")]
-            raise WrongArgument(f"{module_name} has no {attribute!r}; it has: {', '.join(sorted(functions)) or 'none'}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise WrongArgument(f"{name!r} is a {type(found).__name__}, not a function")
-    factory: Callable[[], Any] = found
-    return factory
-
-
-def _made(factory: Callable[[], Any], name: str, device: Any, dtype: str | None) -> tuple[Any, tuple[Any, ...]]:
-    """What the factory returns, moved to the device and element type."""
-    import torch
-    from torch.utils._pytree import tree_map
-
-    made = factory()
-    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
-        raise WrongArgument(f"{name!r} returned a {type(made).__name__}; accepted: (model, tuple of inputs)")
-    model, inputs = made
-    kind = getattr(torch, dtype) if dtype is not None else None
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(device, kind if value.is_floating_point() else None)
-
-    if isinstance(model, torch.nn.Module):
-        model = model.to(device, kind)
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    return model, tuple(tree_map(moved, given))

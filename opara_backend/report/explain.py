@@ -14,7 +14,7 @@ import contextlib
 import platform
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,8 +52,8 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
                 call(*inputs, **kwargs)
-        breaks = Counter(upstream.counters["graph_break"]) - before
-        report = _report(original, settings, records, steps, tuple(breaks))
+        breaks = Counter(upstream.counters["graph_break"]) - before  # how often says nothing: some are counted twice
+        report = _report(original, settings, records, steps, breaks)
         if any(captured for record in records for _, captured in record.plans.values()):
             from opara_backend.report.replays import with_measured
 
@@ -98,7 +98,7 @@ def _report(
     settings: Mapping[str, Any],
     records: list[GraphRecord],
     steps: list[fallback.Fallback],
-    breaks: Sequence[str],
+    breaks: Iterable[str],
 ) -> Report:
     of_graphs = {id(step) for record in records for step in record.fallbacks}
     found = next((r.graph.device for r in records if r.graph.device != "cpu"), "cpu")
@@ -109,7 +109,7 @@ def _report(
         versions["cuda"] = torch.version.cuda
     owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
     notes = [] if records else ["no graph of this model was ours to schedule"]
-    notes += dict.fromkeys(map(_said, breaks))
+    notes += dict.fromkeys(_said(breaks))
     if owner is not None and owner.training:
         notes.append("the model is in training mode, in which layers like dropout behave otherwise: model.eval()?")
     return Report(
@@ -124,10 +124,10 @@ def _report(
     )
 
 
-def _said(reason: str) -> str:
-    """A break of Dynamo's, which ends one graph and begins another: what it calls it, and its first hint, or why."""
-    first, *more = (line.strip() for line in reason.strip().splitlines())
-    told = [
-        line.partition(":")[2].strip() for word in ("Hint:", "Explanation:") for line in more if line.startswith(word)
-    ]
-    return f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({told[0].rstrip('.')})" if told else "")
+def _said(breaks: Iterable[str]) -> Iterator[str]:
+    """Breaks of Dynamo's, each of which ends one graph and begins another: what it calls them, their hint, or why."""
+    for reason in breaks:
+        first, *more = (line.strip() for line in reason.strip().splitlines())
+        words = ("Hint:", "Explanation:")
+        told = [line.partition(":")[2].strip() for word in words for line in more if line.startswith(word)]
+        yield f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({told[0].rstrip('.')})" if told else "")

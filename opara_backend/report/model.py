@@ -292,13 +292,22 @@ class Report:
         """The kernel graph number `graph` in Graphviz's language, one cluster a stream."""
         from opara_backend.report.drawing import dot
 
-        return dot(self.graphs[graph])
+        return dot(self._graph(graph))
 
     def to_mermaid(self, graph: int = 0) -> str:
         """The kernel graph number `graph` as a Mermaid flowchart, one subgraph a stream."""
         from opara_backend.report.drawing import mermaid
 
-        return mermaid(self.graphs[graph])
+        return mermaid(self._graph(graph))
+
+    def _graph(self, number: int) -> GraphReport:
+        if not 0 <= number < len(self.graphs):
+            raise ValueError(f"graph {number}: this report holds {len(self.graphs)} graphs" + self._why_none())
+        return self.graphs[number]
+
+    def _why_none(self) -> str:
+        said = [*(f"{step.reason}: {step.detail}" for step in self.fallbacks), *self.notes]
+        return f" ({'; '.join(said)})" if said and not self.graphs else ""
 
 
 def _written(path: str | Path, text: str) -> Path:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.ContextVar("opara_records", default=())
+listeners: contextvars.ContextVar[tuple[list[GraphRecord], ...]] = contextvars.ContextVar("opara_records", default=())
 
 
 @dataclass(frozen=True)
@@ -152,17 +152,18 @@ def _chosen(key: tuple[Any, ...], plan: Plan, captured: bool) -> dict[str, Any]:
 
 
 def publish(record: GraphRecord) -> None:
-    """Tell every listener of this context about `record`."""
-    for listener in _listeners.get():
-        listener.append(record)
+    """Tell every listener of this context about `record`, once."""
+    for listener in listeners.get():
+        if all(known is not record for known in listener):
+            listener.append(record)
 
 
 @contextlib.contextmanager
 def collect() -> Iterator[list[GraphRecord]]:
-    """A list that fills with the records of graphs compiled while the block runs."""
+    """A list that fills with the records of graphs compiled or called, in this context, while the block runs."""
     found: list[GraphRecord] = []
-    token = _listeners.set((*_listeners.get(), found))
+    token = listeners.set((*listeners.get(), found))
     try:
         yield found
     finally:
-        _listeners.reset(token)
+        listeners.reset(token)

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from opara_backend.report.model import GraphReport, KernelRow, Report, ShapeReport
+from opara_backend.report.model import GraphReport, KernelRow, Report, ShapeReport, WaitRow
 from opara_backend.report.timelines import overlap_fraction, overlaps
 
 SHOWN = 25  # kernels in str(report)
@@ -50,18 +50,16 @@ def rendered(report: Report, kernels: int | None = SHOWN, width: int = 120) -> R
 
 
 def _parts(report: Report, kernels: int | None, width: int) -> Iterator[RenderableType]:
-    top = Table(title=f"opara: {report.model}", show_header=False, title_justify="left")
-    top.add_column(style="bold", no_wrap=True)
-    top.add_column(overflow="fold")
-    top.add_row("device", report.device)
-    top.add_row("versions", ", ".join(f"{name} {version}" for name, version in report.versions))
+    top = _pairs(f"opara: {report.model}")
+    _add(top, "device", report.device)
+    _add(top, "versions", ", ".join(f"{name} {version}" for name, version in report.versions))
     if report.options:
-        top.add_row("options", ", ".join(f"{key}={value}" for key, value in report.options))
-    top.add_row("graphs", str(len(report.graphs)))
+        _add(top, "options", ", ".join(f"{key}={value}" for key, value in report.options))
+    _add(top, "graphs", str(len(report.graphs)))
     for step in report.fallbacks:
-        top.add_row("fallback", f"{step.reason}: {step.detail} ({step.remedy})")
+        _add(top, "fallback", f"{step.reason}: {step.detail} ({step.remedy})")
     for note in report.notes:
-        top.add_row("note", note)
+        _add(top, "note", note)
     yield top
     for number, graph in enumerate(report.graphs):
         yield _graph(number, graph)
@@ -69,40 +67,49 @@ def _parts(report: Report, kernels: int | None, width: int) -> Iterator[Renderab
             yield from _shape(number, shape, kernels, width)
 
 
-def _graph(number: int, graph: GraphReport) -> Table:
-    table = Table(title=f"graph {number}", show_header=False, title_justify="left")
+def _pairs(title: str) -> Table:
+    """A table of names and sentences."""
+    table = Table(title=Text(title), show_header=False, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row of plain text: names of a user's may hold what rich takes for markup."""
+    table.add_row(*map(Text, cells))
+
+
+def _graph(number: int, graph: GraphReport) -> Table:
+    table = _pairs(f"graph {number}")
     count = len(graph.shapes[0].kernels) if graph.shapes else 0
     parts = f" in {len(graph.segments)} segments" if len(graph.segments) > 1 else ""
     symbols = f", dynamic sizes {', '.join(graph.symbols)}" if graph.symbols else ""
-    table.add_row("kernels", f"{count}{parts}{symbols}")
+    _add(table, "kernels", f"{count}{parts}{symbols}")
     calls = graph.replays + graph.other_calls
     if calls:
-        table.add_row("calls", f"{calls}, {graph.hit_rate:.0%} of them replayed")
+        _add(table, "calls", f"{calls}, {graph.hit_rate:.0%} of them replayed")
     spent = [(name, getattr(graph.stages, name)) for name in graph.stages.__dataclass_fields__]
-    table.add_row("time spent", ", ".join(f"{n.replace('_', ' ')} {_spent(s)}" for n, s in spent if s))
+    _add(table, "time spent", ", ".join(f"{n.replace('_', ' ')} {_spent(s)}" for n, s in spent if s))
     for step in graph.fallbacks:
         where = f" [{step.source}]" if step.source and step.source not in step.detail else ""
-        table.add_row("fallback", Text(f"{step.reason}: {step.detail}{where} ({step.remedy})"))
+        _add(table, "fallback", f"{step.reason}: {step.detail}{where} ({step.remedy})")
     return table
 
 
 def _shape(number: int, shape: ShapeReport, kernels: int | None, width: int) -> Iterator[RenderableType]:
-    table = Table(title=f"graph {number}, shape {shape.shape}", show_header=False, title_justify="left")
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    waits = f", {len(shape.waits)} waits" if shape.state != "unplanned" else ""
-    table.add_row("runs", f"{shape.state}; {shape.policy} on {_count(shape.streams, 'stream')}{waits}")
-    table.add_row("durations", shape.basis)
+    table = _pairs(f"graph {number}, shape {shape.shape}")
+    waits = f", {_count(len(shape.waits), 'wait')}" if shape.state != "unplanned" else ""
+    _add(table, "runs", f"{shape.state}; {shape.policy} on {_count(shape.streams, 'stream')}{waits}")
+    _add(table, "durations", shape.basis)
     for line in summary(shape):
-        table.add_row(*line)
+        _add(table, *line)
     yield table
     if len(shape.candidates) > 1:
         yield _candidates(shape)
     yield _kernels(shape, kernels, width)
     if shape.waits:
-        yield _waits(shape, kernels)
+        yield _waits(shape, kernels, width)
 
 
 def summary(shape: ShapeReport) -> Iterator[tuple[str, str]]:
@@ -164,7 +171,7 @@ def _candidates(shape: ShapeReport) -> Table:
     for row in shape.candidates:
         predicted, measured = (us(x) if x is not None else "" for x in (row.predicted, row.measured))
         mark = "kept" if row.chosen else ""
-        table.add_row(mark, row.policy, str(row.streams), str(row.waits), predicted, measured)
+        _add(table, mark, row.policy, str(row.streams), str(row.waits), predicted, measured)
     return table
 
 
@@ -185,7 +192,7 @@ def _kernels(shape: ShapeReport, shown: int | None, width: int) -> Table:
         justify: Literal["left", "right"] = "left" if i in (1, 2) else "right"
         table.add_column(_COLUMNS[i], justify=justify, no_wrap=True, width=widths[at], overflow="ellipsis")
     for row in rows:
-        table.add_row(*row)
+        _add(table, *row)
     return table
 
 
@@ -208,18 +215,31 @@ def _cells(index: int, row: KernelRow) -> list[str]:
     ]
 
 
-def _waits(shape: ShapeReport, shown: int | None) -> Table:
+def _waits(shape: ShapeReport, shown: int | None, width: int) -> Table:
     hidden = 0 if shown is None else max(0, len(shape.waits) - shown)
+    rows = [
+        (_short(shape, wait.kernel), _short(shape, wait.awaited), _because(wait))
+        for wait in shape.waits[: len(shape.waits) - hidden]
+    ]
     table = Table(title="waits", title_justify="left", caption=f"{hidden} more" if hidden else None)
-    for name in ("kernel", "waits for", "because"):
-        table.add_column(name, overflow="ellipsis", no_wrap=True)
-    for wait in shape.waits[: len(shape.waits) - hidden]:
-        because = ", ".join(
-            f"{h.kind} {h.buffer}" + ("" if (h.first, h.second) == (wait.awaited, wait.kernel) else " (indirectly)")
-            for h in wait.hazards[:3]
-        )
-        table.add_row(_short(shape, wait.kernel), _short(shape, wait.awaited), because)
+    headings = ("kernel", "waits for", "because")
+    widths = [max(len(heading), *(len(row[at]) for row in rows)) for at, heading in enumerate(headings)]
+    left = width - 10  # borders and padding
+    widths[2] = min(widths[2], max(left // 3, left - widths[0] - widths[1]))
+    for at, other in ((0, 1), (1, 0)):  # names share what the reason leaves
+        widths[at] = min(widths[at], max((left - widths[2]) // 2, left - widths[2] - widths[other]))
+    for heading, wide in zip(headings, widths, strict=True):
+        table.add_column(heading, width=wide, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        _add(table, *row)
     return table
+
+
+def _because(wait: WaitRow) -> str:
+    return ", ".join(
+        f"{h.kind} {h.buffer}" + ("" if (h.first, h.second) == (wait.awaited, wait.kernel) else " (indirectly)")
+        for h in wait.hazards[:3]
+    )
 
 
 def _short(shape: ShapeReport, index: int) -> str:

@@ -16,6 +16,7 @@ import opara_backend
 import opara_backend.report.explain as explaining
 from opara_backend.execution.runtime import Runtime
 from opara_backend.report.model import Report
+from opara_backend.report.record import collect
 
 
 class Branches(nn.Module):
@@ -193,3 +194,56 @@ def test_breaks_are_counted_for_this_call_alone() -> None:
         (note,) = report.notes
         assert note.startswith("Dynamo broke the graph: ")
     assert opara_backend.explain(lambda x: x.relu(), X).notes == ()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.left(x).relu() + self.right(x).tanh()
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Block(), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        torch._dynamo.graph_break()
+        return self.second(x)
+
+
+def test_graphs_that_are_alike_keep_their_own_names() -> None:
+    """Inductor's cache takes them for the same, which they are, but for where they come from."""
+    for _ in range(2):
+        report = opara_backend.explain(Twice().eval(), X)
+        modules = [{k.module.partition(".")[0] for s in g.shapes for k in s.kernels} for g in report.graphs]
+        assert modules == [{"first"}, {"second"}]
+    with torch.no_grad(), collect() as records:
+        torch.compile(Twice().eval(), backend="opara")(X)
+    for record, own in zip(records, ("first", "second"), strict=True):  # out of the cache or not: never the other's
+        assert {k.module.partition(".")[0] for k in record.graph.kernels} <= {own, ""}
+
+
+def test_a_wrong_option_is_told_before_anything_is_traced() -> None:
+    with pytest.raises(ValueError, match="did you mean 'streams'"):
+        opara_backend.explain(lambda x: x.relu(), X, options={"stream": 2})
+
+
+def test_a_model_in_training_mode_is_noted() -> None:
+    (note,) = opara_backend.explain(nn.Sequential(nn.Linear(16, 4), nn.Dropout()), X).notes
+    assert "training mode" in note
+
+
+def test_records_of_graphs_that_are_called_again() -> None:
+    compiled = torch.compile(Block().eval(), backend="opara")
+    with torch.no_grad():
+        compiled(X)
+        with collect() as records:
+            for _ in range(2):
+                compiled(X)
+    (record,) = records
+    assert record.plans

@@ -28,7 +28,11 @@ def _jobs() -> list[Job]:
 
 @pytest.mark.parametrize("part", range(PARTS))
 def test_operators_agree_with_eager_wherever_inductor_does(part: int) -> None:
-    results = [result for job in _jobs()[part::PARTS] for result in work(job, SETTING)]
+    mixed = _jobs()[part::PARTS]
+    results = [result for job in mixed for result in work(job, SETTING)]
     assert results, "the database holds fewer operators than there are tests"
     assert not at_fault(results)
+    if not any(result.graphs for result in results):  # one that Dynamo skips takes all others of its function with it
+        results = [result for job in mixed for case in job.cases for result in work(Job((case,)), SETTING)]
+        assert not at_fault(results)
     assert any(result.graphs for result in results), "opara scheduled nothing"

@@ -256,3 +256,8 @@ def test_current_options_are_those_of_the_innermost_compilation_of_this_thread()
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Options().streams = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("given", ["policy", ["policy"], 3])
+def test_options_that_are_no_dict(given: Any) -> None:
+    assert "options takes a dict" in refused(given)

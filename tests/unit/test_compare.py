@@ -132,9 +132,23 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     shown = capsys.readouterr().out
     (line,) = [line for line in shown.splitlines() if SLOWER in line]
     assert "m0 float16 1" in line
-    assert "1 regressions" in shown
+    assert shown.rstrip().endswith("1 slower")
     assert main(["compare", str(before), str(tmp_path / "none.json")]) == 2
     assert main(["compare", str(before), str(worse), "--threshold", "0.2"]) == 0
+
+
+def test_part_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is only in the first file is not slower, and says so."""
+    whole, part = results(0, cases=3), results(1, cases=1)
+    paths = [tmp_path / "whole.json", tmp_path / "part.json"]
+    for path, found in zip(paths, (whole, part), strict=True):
+        save(path, found)
+    words = list(map(str, paths))
+    assert main(["compare", *words]) == 1
+    shown = capsys.readouterr().out
+    assert "only in the first file" in shown
+    assert "slower" not in shown
+    assert main(["compare", *words, "--allow-missing"]) == 0
 
 
 def test_what_makes_figures_hard_to_compare_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,32 @@ def test_a_long_table_says_how_to_see_the_rest() -> None:
     assert "<pre" in report._repr_html_()
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_why_a_wait_is_needed_is_shown_in_full(width: int) -> None:
+    text = report_of("googlenet").text(width=width, kernels=None)
+    table = text[text.index("waits for") :]
+    assert "because" in text
+    assert table.count(" RAW buf") >= len(report_of("googlenet").graphs[0].shapes[0].waits)
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_names_that_look_like_markup_stay_as_they_are() -> None:
+    graph, profile, schedule = diamond()
+    kernels = tuple(replace(k, module=f"heads[/b].en[us].{i}") for i, k in enumerate(graph.kernels))
+    named = replace(graph, kernels=kernels)
+    report = replace(report_with(shape_report(named, profile, schedule), named), notes=("a [/i] note",))
+    text = report.text(width=160)
+    assert "heads[/b].en[us].0" in text
+    assert "a [/i] note" in text
+
+
+def test_there_is_no_drawing_of_a_graph_that_is_not_there() -> None:
+    report = replace(report_of("googlenet"), graphs=(), notes=("no graph was ours",))
+    for drawing in (report.to_dot, report.to_mermaid):
+        with pytest.raises(ValueError, match=r"graph 0: this report holds 0 graphs \(no graph was ours\)"):
+            drawing()
+
+
 def test_a_graph_the_host_interrupts_says_where() -> None:
     graph, _, _ = diamond()
     source = "/home/me/model.py:12 in forward"
