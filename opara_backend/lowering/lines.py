@@ -16,8 +16,6 @@ BOOKKEEPING = (
     "CommentLine",
     "EnterDeviceContextManagerLine",
     "ExitDeviceContextManagerLine",
-    "AssertSizeStrideLine",
-    "GroupedAssertSizeStrideLine",
     "AssertAlignmentLine",
     "KernelDefinitionLine",
     "LineContext",
@@ -29,6 +27,8 @@ UNSUPPORTED = (
     "EnterCudaMemPoolContextLine",
     "EnterKernelProfileScopeLine",
 )
+# Lines that make sure that an operator's result is laid out as its fake implementation said (2.11: plain text).
+CHECKS = ("AssertSizeStrideLine", "GroupedAssertSizeStrideLine")
 VIEWS = ("MultiOutputLine", "ReinterpretLine", "ReuseLine")
 # Lines after which the host knows something it must wait for: sizes that depend on data, branches taken.
 HOST = ("DynamicScalarLine", "UnbackedSymbolDefsLine", "EnterSubgraphLine", "ExitSubgraphLine")

@@ -114,6 +114,14 @@ class ProgramWriter:
         for stored in statement.stores:
             self._producer[stored] = producer
 
+    def check(self, statement: Statement, lines: Sequence[str]) -> None:
+        """Something that must hold of a kernel's results, looked at when it has run; nothing of any other memory."""
+        producers = [p for name in statement.loads if (p := self._producer.get(name)) is not None]
+        if self._indent:
+            self._inline(lines)
+        elif producers:
+            max(producers, key=self._launches.index).lines.extend(lines)
+
     def launch(
         self,
         call: Call,

@@ -49,6 +49,9 @@ class Sorter:
             self._sort_subgraph(node, text)
             return
         statement = statements.parse("\n".join(text))
+        if is_a(line, line_kinds.CHECKS) or (text and text[0].startswith("assert_size_stride(")):
+            self.writer.check(statement, text)
+            return
         by_itself = is_a(line, line_kinds.HOST) or (statement.kind == "host" and not is_a(line, line_kinds.CALLS))
         if by_itself and not indent and not self.writer.touches_data(statement):
             self.writer.plain(text)  # a check on sizes: they are the same for every run of one shape
