@@ -20,14 +20,18 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-import httpx
 import torch
-from fastapi import FastAPI, HTTPException
-from pydantic import BaseModel
 from shared import describe, parser, warm_up
 from torch import Tensor, nn
 
 from opara_backend.report.record import collect
+
+try:
+    import httpx
+    from fastapi import FastAPI, HTTPException
+    from pydantic import BaseModel
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error.name} is not installed: pip install 'opara-backend[examples]'") from error
 
 SIZES = (1, 2, 4, 8)  # batches are padded to one of these
 FEATURES = 32

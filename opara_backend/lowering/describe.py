@@ -22,7 +22,8 @@ from opara_backend.kernel_graph import Buffer
 log = logging.getLogger(__name__)
 
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
-_ROOT = re.compile(r"^[LG]\[[^\]]*\]")  # what Dynamo calls the module that was compiled
+# What Dynamo calls the module that was compiled, or whose method was, perhaps within a partial.
+_ROOT = re.compile(r"^[LG]\[[^\]]*\](\.func)?(\.__self__)?")
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<name>.+)')
 
 

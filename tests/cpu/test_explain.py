@@ -247,3 +247,17 @@ def test_records_of_graphs_that_are_called_again() -> None:
                 compiled(X)
     (record,) = records
     assert record.plans
+
+
+class Encoding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(16, 16)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.project(x).relu() @ x.t()
+
+
+def test_a_method_names_modules_as_its_model_does() -> None:
+    (graph,) = opara_backend.explain(Encoding().eval().encode, X).graphs
+    assert {k.module for s in graph.shapes for k in s.kernels} == {"project", ""}
