@@ -87,6 +87,7 @@ __all__ = [
     "WeakStorage",
     "WrapperLine",
     "abandon_pool",
+    "break_behind",
     "cache_directory",
     "can_match_buffer_size",
     "check_inductor_option",
@@ -130,6 +131,18 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
             yield
         finally:
             device_codegens.update(before)
+
+
+def break_behind(gm: torch.fx.GraphModule) -> tuple[str, str] | None:
+    """Why Dynamo ended the graph `gm` before its function ended, and at which line (`file:line`); None if it did not.
+
+    Seen 2.11, 2.13, 2.15. Without it reports do not say where graphs were broken.
+    """
+    found = getattr(gm, "compile_subgraph_reason", None)
+    if found is None or not found.graph_break:
+        return None
+    line = f"{found.user_stack[-1].filename}:{found.user_stack[-1].lineno}" if found.user_stack else ""
+    return str(found.reason), line
 
 
 @contextlib.contextmanager

@@ -47,13 +47,14 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     original, settings, dynamic = given or (model, {"options": options} if options else {}, None)
     own_options.parse(settings.get("options"), settings.get("mode"))  # before anything is traced
     quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
-    with quiet, _recompilable(), upstream.without_caches(), _compiled(original, settings, dynamic) as call:
+    places: dict[str, list[str]] = {}
+    with quiet, _recompilable(), upstream.without_caches(), _compiled(original, settings, dynamic, places) as call:
         before = Counter(upstream.counters["graph_break"])
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
                 call(*inputs, **kwargs)
         breaks = Counter(upstream.counters["graph_break"]) - before  # how often says nothing: some are counted twice
-        report = _report(original, settings, records, steps, breaks)
+        report = _report(original, settings, records, steps, {**dict.fromkeys(breaks, ()), **places})
         if any(captured for record in records for _, captured in record.plans.values()):
             from opara_backend.report.replays import with_measured
 
@@ -70,15 +71,19 @@ def _recompilable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compiled(
-    model: Callable[..., Any], settings: Mapping[str, Any], dynamic: bool | None
+    model: Callable[..., Any], settings: Mapping[str, Any], dynamic: bool | None, places: dict[str, list[str]]
 ) -> Iterator[Callable[..., Any]]:
     """`model` compiled by a backend and under code that nobody else has, so that no cache of Dynamo's serves it.
 
-    It is forgotten behind the block, so that captured graphs give their memory back.
+    It is forgotten behind the block, so that captured graphs give their memory back. places: gains, for each reason of
+    Dynamo's to break a graph, the lines it did so at.
     """
     from opara_backend import backend, upstream
 
     def opara(gm: torch.fx.GraphModule, example_inputs: Any) -> Any:
+        if (broken := upstream.break_behind(gm)) is not None:
+            reason, line = broken
+            places.setdefault(reason, []).append(line)
         return backend.opara(gm, example_inputs, **settings)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -98,7 +103,7 @@ def _report(
     settings: Mapping[str, Any],
     records: list[GraphRecord],
     steps: list[fallback.Fallback],
-    breaks: Iterable[str],
+    breaks: Mapping[str, Iterable[str]],
 ) -> Report:
     of_graphs = {id(step) for record in records for step in record.fallbacks}
     found = next((r.graph.device for r in records if r.graph.device != "cpu"), "cpu")
@@ -109,7 +114,7 @@ def _report(
         versions["cuda"] = torch.version.cuda
     owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
     notes = [] if records else ["no graph of this model was ours to schedule"]
-    notes += dict.fromkeys(_said(breaks))
+    notes += _said(breaks)
     if owner is not None and owner.training:
         notes.append("the model is in training mode, in which layers like dropout behave otherwise: model.eval()?")
     return Report(
@@ -124,10 +129,23 @@ def _report(
     )
 
 
-def _said(breaks: Iterable[str]) -> Iterator[str]:
-    """Breaks of Dynamo's, each of which ends one graph and begins another: what it calls them, their hint, or why."""
-    for reason in breaks:
+def _said(breaks: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Breaks of Dynamo's, each of which ends one graph and begins another: where, what it calls them, a hint or why.
+
+    breaks: reasons, and the lines of each as far as they are known.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for reason, lines in breaks.items():
         first, *more = (line.strip() for line in reason.strip().splitlines())
         words = ("Hint:", "Explanation:")
         told = [line.partition(":")[2].strip() for word in words for line in more if line.startswith(word)]
-        yield f"Dynamo broke the graph: {first.rstrip('.')}" + (f" ({told[0].rstrip('.')})" if told else "")
+        text = first.rstrip(".") + (f" ({told[0].rstrip('.')})" if told else "")
+        found.setdefault(text, {}).update(dict.fromkeys(filter(None, lines)))
+    for text, places in found.items():
+        yield f"Dynamo broke the graph{f' at {_listed(places)}' if places else ''}: {text}"
+
+
+def _listed(places: Iterable[str], shown: int = 4) -> str:
+    """Some of them, and how many more there are."""
+    first, more = [*places][:shown], [*places][shown:]
+    return ", ".join(first) + (f" and {len(more)} more" if more else "")

@@ -192,7 +192,7 @@ def test_breaks_are_counted_for_this_call_alone() -> None:
         report = opara_backend.explain(broken, X)
         assert len(report.graphs) == 2
         (note,) = report.notes
-        assert note.startswith("Dynamo broke the graph: ")
+        assert note.startswith(f"Dynamo broke the graph at {__file__}:{broken.__code__.co_firstlineno + 2}: ")
     assert opara_backend.explain(lambda x: x.relu(), X).notes == ()
 
 
@@ -261,3 +261,18 @@ class Encoding(nn.Module):
 def test_a_method_names_modules_as_its_model_does() -> None:
     (graph,) = opara_backend.explain(Encoding().eval().encode, X).graphs
     assert {k.module for s in graph.shapes for k in s.kernels} == {"project", ""}
+
+
+def test_breaks_for_one_reason_are_one_note() -> None:
+    def broken(x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = x.relu() @ x.t()
+        print("here")
+        y = x.sin()
+        print("and here")
+        return y.softmax(1)
+
+    (note,) = opara_backend.explain(broken, torch.eye(4)).notes
+    first = broken.__code__.co_firstlineno
+    assert note.startswith(f"Dynamo broke the graph at {__file__}:{first + 3}, {__file__}:{first + 5}: ")
+    assert "print" in note
