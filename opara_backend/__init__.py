@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from opara_backend._version import __version__
 
 if TYPE_CHECKING:
+    from opara_backend.fallback import OparaFallbackError
     from opara_backend.report.explain import explain
     from opara_backend.report.model import Report
 
-__all__ = ["Report", "__version__", "explain"]
+__all__ = ["OparaFallbackError", "Report", "__version__", "explain"]
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from opara_backend.report.model import Report
 
         return Report
+    if name == "OparaFallbackError":
+        from opara_backend.fallback import OparaFallbackError
+
+        return OparaFallbackError
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

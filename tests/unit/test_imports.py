@@ -43,3 +43,9 @@ def test_the_pure_parts_import_without_torch() -> None:
 
 def test_plans_do_not_depend_on_how_strings_hash() -> None:
     assert output_of(SCHEDULED, PYTHONHASHSEED="1") == output_of(SCHEDULED, PYTHONHASHSEED="2")
+
+
+def test_what_is_public_is_found_by_completion_without_loading_torch() -> None:
+    loaded = output_of("import sys, opara_backend; print(*dir(opara_backend)); print(*sys.modules)").splitlines()
+    assert {"explain", "Report", "OparaFallbackError", "__version__"} <= set(loaded[0].split())
+    assert "torch" not in loaded[1].split()
