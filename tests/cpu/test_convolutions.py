@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,17 +123,25 @@ def called(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype = torch.float32) 
     return found
 
 
+@pytest.fixture
+def tf32() -> Iterator[None]:
+    """The setting may be changed in the test: by operator, or for all."""
+    before = torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cudnn.allow_tf32 = before  # of every operator
+
+
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_where_it_was_allowed_by_operator(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+def test_tf32_where_it_was_allowed_by_operator(tf32: None, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
     """`cudnn.allow_tf32` raises then."""
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32" if allowed else "ieee")
+    torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
     assert called(monkeypatch)[-1] == allowed
     assert called(monkeypatch, torch.float16)[-1] is False
 
 
 @pytest.mark.parametrize("allowed", [True, False])
-def test_tf32_where_it_was_allowed_the_old_way(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+def test_tf32_where_it_was_allowed_the_old_way(tf32: None, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
     assert called(monkeypatch)[-1] == allowed
 
 
