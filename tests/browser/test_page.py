@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,12 @@ def test_a_picture_of_it(opened: Any, scheme: str, tmp_path: Path) -> None:
         assert (brightness > 600) is (scheme == "light")
     finally:
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_a_report_without_graphs_shows_no_empty_parts(browser: Any, tmp_path: Path) -> None:
+    report = replace(report_of("googlenet"), graphs=(), notes=("no graph of this model was ours to schedule",))
+    browser.get(report.save_html(tmp_path / "none.html").as_uri())
+    assert [h.text for h in all_of(browser, "h2") if h.is_displayed()] == ["As text"]
+    assert [p.text for p in all_of(browser, "#cards p")] == ["No graph was scheduled."]
+    assert "ours to schedule" in all_of(browser, "#about")[0].text
+    assert browser.get_log("browser") == []

@@ -304,4 +304,8 @@ if (report.shapes.length > 1) {
   byId("shape").append(...report.shapes.map((s, i) => new Option(s.name, i)));
   byId("shape").onchange = () => start(Number(byId("shape").value));
 }
-if (report.shapes.length) { start(0); new ResizeObserver(() => draw()).observe(chart); } else chart.append(element("p", "empty", "No graph was scheduled."));
+if (report.shapes.length) { start(0); new ResizeObserver(() => draw()).observe(chart); } else {
+  for (const section of document.querySelectorAll("main > section")) section.hidden = !section.querySelector("pre");
+  byId("cards").hidden = false;
+  byId("cards").append(element("p", "empty", "No graph was scheduled."));
+}
