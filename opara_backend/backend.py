@@ -38,6 +38,18 @@ def opara(
     **kwargs: Any,
 ) -> Callable[..., Any]:
     """Compile one Dynamo graph. `options`: ours (see `Options`) and Inductor's. ValueError for a wrong option."""
+    return compiled(gm, example_inputs, mode, options)
+
+
+def compiled(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    named: bool = False,
+) -> Callable[..., Any]:
+    """As `opara`. named: from caches only what came from the same lines and modules, so that kernels have names."""
     chosen, inductor = own_options.parse(options, mode)
     from opara_backend import upstream
 
@@ -50,15 +62,16 @@ def opara(
         fallback.step_down(*foreign, policy=chosen.fallback)
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
-    patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor)}
+    labels = _labels(gm)
+    patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor, labels if named else "")}
     start = time.perf_counter()
-    with own_options.using(chosen, _labels(gm)) as compilation, collect() as records:
-        compiled = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
+    with own_options.using(chosen, labels) as compilation, collect() as records:
+        made = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=chosen.fallback)
     for record in records:
         record.spent(compile=time.perf_counter() - start, lowering=compilation.lowering_seconds)
-    return compiled
+    return made
 
 
 def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> tuple[FallbackReason, str] | None:
@@ -73,13 +86,13 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
     return (FallbackReason.UNSUPPORTED_DEVICE, ", ".join(foreign)) if foreign else None
 
 
-def _cache_marker(inductor: Mapping[str, Any]) -> dict[str, Any]:
+def _cache_marker(inductor: Mapping[str, Any], labels: str) -> dict[str, Any]:
     """An entry for Inductor's configuration that makes every cache key ours, the user's own pass kept inside."""
     from opara_backend import upstream
     from opara_backend.lowering.marker import CacheMarker
 
     name = "post_grad_custom_post_pass"
-    return {name: CacheMarker(inductor.get(name, getattr(upstream.inductor_config, name)))}
+    return {name: CacheMarker(inductor.get(name, getattr(upstream.inductor_config, name)), labels)}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:

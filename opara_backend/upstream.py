@@ -23,9 +23,6 @@ import torch
 # Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
 from torch._dynamo.utils import counters
 
-# Seen 2.11, 2.13, 2.15. Whether AOTAutograd uses its cache.
-from torch._functorch import config as functorch_config
-
 # Seen 2.13, 2.15. Puts artefacts into the log that TORCH_TRACE asks for and `tlparse` reads, and names the
 # compilation they belong to. Without them: no artefacts, and graphs without a name in profiles.
 from torch._guards import CompileContext
@@ -109,7 +106,6 @@ __all__ = [
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
-    "without_caches",
     "wrapper_codegen_for",
 ]
 
@@ -143,19 +139,6 @@ def break_behind(gm: torch.fx.GraphModule) -> tuple[str, str] | None:
         return None
     line = f"{found.user_stack[-1].filename}:{found.user_stack[-1].lineno}" if found.user_stack else ""
     return str(found.reason), line
-
-
-@contextlib.contextmanager
-def without_caches() -> Iterator[None]:
-    """Compile in the block, by this thread, what Inductor's and AOTAutograd's caches may hold already.
-
-    Seen 2.11, 2.13, 2.15. Without it reports name lines and modules of another graph that is alike.
-    """
-    with (
-        inductor_config.patch(fx_graph_cache=False, fx_graph_remote_cache=False),
-        functorch_config.patch(enable_autograd_cache=False, enable_remote_autograd_cache=False),
-    ):
-        yield
 
 
 @contextlib.contextmanager

@@ -17,10 +17,11 @@ from opara_backend._version import __version__
 
 
 class CacheMarker(upstream.CustomGraphPass):
-    """Runs `inner` and enters (package, version, inner's uuid) into Inductor's and AOTAutograd's cache keys."""
+    """Runs `inner` and enters (package, version, labels, inner's uuid) into Inductor's and AOTAutograd's cache keys."""
 
-    def __init__(self, inner: Any = None) -> None:
+    def __init__(self, inner: Any = None, labels: str = "") -> None:
         self.inner: Any = inner.inner if isinstance(inner, CacheMarker) else inner
+        self.labels = labels
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:
@@ -28,7 +29,7 @@ class CacheMarker(upstream.CustomGraphPass):
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""
-        mark = ("opara_backend", __version__, lowering_hash())
+        mark = ("opara_backend", __version__, lowering_hash(), self.labels)
         if self.inner is None:
             return mark
         inner = self.inner.uuid() if hasattr(self.inner, "uuid") else None

@@ -4,7 +4,8 @@ Takes: a model or a function, compiled or not, and its arguments. Gives: a `Repo
 Must not change: the compiled object it is given, whose own compiled code is neither used nor replaced. A fresh
 compilation of the same callable is made under a function of its own, so Dynamo's caches for the model stay as they
 are (behind a graph break, code of the model itself gains entries). The model *is* called, several times, and its
-side effects happen as often. Nothing is taken from Inductor's caches: they know graphs that are alike, and not whose.
+side effects happen as often. Inductor's caches know graphs that are alike, and not whose: nothing is taken from them
+but what an earlier explanation of the same lines left there.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     own_options.parse(settings.get("options"), settings.get("mode"))  # before anything is traced
     quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
     places: dict[str, list[str]] = {}
-    with quiet, _recompilable(), upstream.without_caches(), _compiled(original, settings, dynamic, places) as call:
+    with quiet, _recompilable(), _compiled(original, settings, dynamic, places) as call:
         before = Counter(upstream.counters["graph_break"])
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
@@ -84,7 +85,7 @@ def _compiled(
         if (broken := upstream.break_behind(gm)) is not None:
             reason, line = broken
             places.setdefault(reason, []).append(line)
-        return backend.opara(gm, example_inputs, **settings)
+        return backend.compiled(gm, example_inputs, settings.get("mode"), settings.get("options"), named=True)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)

@@ -228,6 +228,15 @@ def test_graphs_that_are_alike_keep_their_own_names() -> None:
         assert {k.module.partition(".")[0] for k in record.graph.kernels} <= {own, ""}
 
 
+def test_what_was_explained_before_is_not_compiled_again() -> None:
+    for _ in range(2):
+        torch._dynamo.utils.counters.clear()
+        opara_backend.explain(Twice().eval(), X)
+    seen = torch._dynamo.utils.counters
+    assert seen["inductor"]["fxgraph_cache_miss"] + seen["aot_autograd"]["autograd_cache_miss"] == 0
+    assert seen["inductor"]["fxgraph_cache_hit"] + seen["aot_autograd"]["autograd_cache_hit"] >= 2
+
+
 def test_a_wrong_option_is_told_before_anything_is_traced() -> None:
     with pytest.raises(ValueError, match="did you mean 'streams'"):
         opara_backend.explain(lambda x: x.relu(), X, options={"stream": 2})
