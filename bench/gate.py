@@ -96,11 +96,8 @@ def searching_alone() -> Iterator[None]:
         with alone():
             return original(*args, **kwargs)
 
-    lane.capture_best = capture_best
-    try:
+    with _replaced(lane, "capture_best", capture_best):
         yield
-    finally:
-        lane.capture_best = original
 
 
 @contextlib.contextmanager
@@ -121,8 +118,16 @@ def tuning_alone(lock: Path | None) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
             return original(*args, **kwargs)
 
-    tuner.benchmark_all_configs = benchmark_all_configs
+    with _replaced(tuner, "benchmark_all_configs", benchmark_all_configs):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, by: Any) -> Iterator[None]:
+    """What `owner` has as `name` is `by` in the block, and is put back."""
+    original = getattr(owner, name)
+    setattr(owner, name, by)
     try:
         yield
     finally:
-        tuner.benchmark_all_configs = original
+        setattr(owner, name, original)

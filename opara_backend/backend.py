@@ -61,8 +61,8 @@ def compiled(
     if foreign is not None:
         fallback.step_down(*foreign, policy=chosen.fallback)
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
-    # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     labels = _labels(gm)
+    # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor, labels if named else "")}
     start = time.perf_counter()
     with own_options.using(chosen, labels) as compilation, collect() as records:

@@ -70,7 +70,7 @@ class Compilation:
     """The compilation under way. reached: whether our hook or a module of ours from a cache served it.
 
     lowering_seconds: how long rewriting Inductor's wrapper took; nothing if it came from a cache. labels: a hash of the
-    user's lines and modules that the graph came from, which is no part of what caches go by.
+    user's lines and modules that the graph came from, which caches do not go by unless kernels must have their names.
     """
 
     options: Options

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sympy
 import torch
 
 from opara_backend import upstream
@@ -39,6 +40,11 @@ class Operand:
 
     def get_device(self) -> torch.device:
         return GPU
+
+
+class Symbolic(Operand):
+    def get_stride(self) -> tuple[int, ...]:
+        return (144, 36, 6, 1)
 
 
 class ExternKernelAlloc(Operand):
@@ -105,7 +111,8 @@ def test_what_is_not_plainly_cudnns_stays_as_it_is(node: ExternKernelAlloc, edit
 def test_sizes_that_may_ask_for_another_library(node: ExternKernelAlloc) -> None:
     node.inputs = (Operand(1, 4, 6), node.inputs[1])
     assert with_out(node, TEXT) is None
-    assert not upstream.is_cudnn_convolution.__doc__  # the stand-in of the fixture; the real one needs cuDNN
+    node.inputs = (Symbolic(sympy.Symbol("s0"), 4, 6, 6), node.inputs[1])
+    assert with_out(node, TEXT) is None
 
 
 # --- when it is called -----------------------------------------------------------------------------------------------
