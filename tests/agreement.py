@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
+import opara_backend.backend
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling.schedule import verify
@@ -62,15 +64,18 @@ def agreement(*, captured: bool, allowed: Collection[FallbackReason] = ()) -> Ag
         fullgraph: bool = True,
         seed: int | None = None,
         mode: Callable[[], Any] = torch.no_grad,
+        named: bool = False,
     ) -> list[GraphRecord]:
         """Returns the records of the graphs compiled.
 
         Compared after each call: outputs, arguments (both may have been written) and the model's state; after the
         last call: that outputs of earlier calls kept their values. `records`: how many graphs are to be compiled;
         None: any number. `planned`: whether each of them is to have a plan. `seed`: seeds torch before every call.
+        `named`: from caches only what came from the same lines, as under `explain`; elsewhere names may be missing.
         """
         twin = copy.deepcopy(model)
-        compiled = torch.compile(model, backend="opara", options=options, dynamic=dynamic, fullgraph=fullgraph)
+        backend = functools.partial(opara_backend.backend.compiled, named=True) if named else "opara"
+        compiled = torch.compile(model, backend=backend, options=options, dynamic=dynamic, fullgraph=fullgraph)
         held: list[tuple[Any, Any]] = []
         with mode(), collect() as found:
             for call in range(calls):

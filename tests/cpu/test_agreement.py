@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,7 +47,8 @@ def record_of(agree: Agree) -> RecordOf:
     def record(name: str) -> GraphRecord:
         if name not in _records:
             model = models.get(name).reduced()
-            (_records[name],) = agree(model.build(), lambda call: rows(model, call), calls=CALLS, options=OPTIONS)
+            make = functools.partial(rows, model)
+            (_records[name],) = agree(model.build(), make, calls=CALLS, options=OPTIONS, named=True)
         return _records[name]
 
     return record

@@ -270,3 +270,8 @@ def test_the_table_does_not_depend_on_the_order_of_results(tmp_path: Path) -> No
 
 def test_nothing_of_the_machine_is_in_the_words() -> None:
     assert clean("no /home/me/a/b.py\nat 0x7f00aa") == "no b.py at 0x"
+
+
+def test_the_database_leaves_the_process_its_settings() -> None:
+    assert samples.operators()
+    assert not torch.backends.flags_frozen()

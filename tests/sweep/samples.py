@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import numpy
 import torch
@@ -67,7 +68,9 @@ def _database() -> dict[str, Any]:
         sys.modules["expecttest"] = stand_in
     arguments, sys.argv = sys.argv, sys.argv[:1]  # some releases read options while being imported
     try:
-        from torch.testing._internal.common_methods_invocations import op_db
+        # It forbids the process to set `torch.backends.cudnn.enabled` and the like, for good.
+        with mock.patch.object(torch.backends, "disable_global_flags"):
+            from torch.testing._internal.common_methods_invocations import op_db
     finally:
         sys.argv = arguments
     for module in list(sys.modules.values()):  # it sets a seed around operators that draw, which nothing can compile
