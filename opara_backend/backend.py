@@ -63,7 +63,7 @@ def compiled(
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
     labels = _labels(gm)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
-    patches = {**inductor, "triton.cudagraphs": False, **_cache_marker(inductor, labels if named else "")}
+    patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, chosen, labels if named else "")}
     start = time.perf_counter()
     with own_options.using(chosen, labels) as compilation, collect() as records:
         made = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
@@ -86,13 +86,14 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
     return (FallbackReason.UNSUPPORTED_DEVICE, ", ".join(foreign)) if foreign else None
 
 
-def _cache_marker(inductor: Mapping[str, Any], labels: str) -> dict[str, Any]:
-    """An entry for Inductor's configuration that makes every cache key ours, the user's own pass kept inside."""
+def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: str) -> dict[str, Any]:
+    """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own."""
     from opara_backend import upstream
-    from opara_backend.lowering.marker import CacheMarker
+    from opara_backend.lowering.passes import with_own
 
     name = "post_grad_custom_post_pass"
-    return {name: CacheMarker(inductor.get(name, getattr(upstream.inductor_config, name)), labels)}
+    given = inductor.get(name, getattr(upstream.inductor_config, name))
+    return {name: with_own(given, gemv=chosen.fuse_gemv, labels=labels)}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:

@@ -33,6 +33,7 @@ class Options:
     max_captures: int = 16
     fallback: str = "warn"
     in_place: bool = True
+    fuse_gemv: bool = False
     remember: bool = True
     annotate: bool = False
 
@@ -60,6 +61,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
     "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
+    "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }

@@ -72,6 +72,7 @@ from torch._logging._internal import trace_structured
 from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage
 
 __all__ = [
+    "TAKES_SEVERAL_PASSES",
     "CachingAutotuner",
     "CustomGraphPass",
     "DeferredLineBase",
@@ -102,12 +103,17 @@ __all__ = [
     "inductor_option_names",
     "is_cudnn_convolution",
     "list_mode_options",
+    "lowerings",
     "same_addresses",
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
     "wrapper_codegen_for",
 ]
+
+# Seen 2.13, 2.15: `post_grad_custom_post_pass` takes a list, too, and passes that are told whether the graph is for
+# inference. 2.11 takes one pass.
+TAKES_SEVERAL_PASSES = hasattr(torch._inductor.custom_graph_pass, "get_custom_graph_passes")
 
 _REGISTRATION = threading.RLock()
 
@@ -127,6 +133,16 @@ def wrapper_codegen_for(devices: tuple[str, ...], codegen: type) -> Iterator[Non
             yield
         finally:
             device_codegens.update(before)
+
+
+def lowerings() -> dict[Any, Callable[..., Any]]:
+    """What Inductor makes of each operator: functions from its boxes of tensors to others. Entries may be added.
+
+    Seen 2.11, 2.13, 2.15. Without it products of vectors stay calls of libraries.
+    """
+    from torch._inductor.lowering import lowerings as found
+
+    return found
 
 
 def break_behind(gm: torch.fx.GraphModule) -> tuple[str, str] | None:

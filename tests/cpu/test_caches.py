@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.utils import fresh_cache
 
+from opara_backend import upstream
 from opara_backend.report.record import GraphRecord, collect
 
 Run = Callable[..., Any]
@@ -26,6 +27,7 @@ PROCESS = """
 import json, sys
 import torch
 from torch._dynamo.utils import counters
+from opara_backend import upstream
 from opara_backend.report.record import collect
 
 backend, options = sys.argv[1], json.loads(sys.argv[2])
@@ -182,6 +184,25 @@ def test_the_users_own_pass_runs(given: str, name: str | None) -> None:
     assert records[0].plans
     result, _ = compiled_sine()
     torch.testing.assert_close(result, sine_of_eye, msg="the pass is gone, its module must not be found")
+
+
+@pytest.mark.skipif(not upstream.TAKES_SEVERAL_PASSES, reason="this torch takes one pass")
+def test_several_passes_of_the_users_run_and_are_told_what_they_ask_for() -> None:
+    asked: list[bool] = []
+
+    class Aware(torch._inductor.custom_graph_pass.CustomInferenceAwareGraphPass):  # type: ignore[misc]
+        def __call__(self, graph: torch.fx.Graph, is_inference: bool) -> None:
+            asked.append(is_inference)
+
+        def uuid(self) -> Any:
+            return f"aware {uuid.uuid4()}"
+
+    users = [Aware(), Pass(f"one of two {uuid.uuid4()}")]
+    result, records = compiled_sine(post_grad_custom_post_pass=users)
+    torch.testing.assert_close(result, torch.eye(4).cos())
+    assert asked == [True]
+    assert len(users) == 2, "the user's own list is not written to"
+    assert records[0].plans
 
 
 TRAINING: tuple[dict[str, Any], bool, str] = ({"max_captures": 5}, True, "training")

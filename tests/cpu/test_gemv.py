@@ -1,0 +1,152 @@
+"""Products of one row or one column as reductions: what they compute, which products they are, what they fuse with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils import flop_counter
+
+import bench.models
+from opara_backend.lowering import gemv
+from opara_backend.report.record import GraphRecord, collect
+from tests.agreement import Agree
+
+ON = {"fuse_gemv": True}
+
+
+@pytest.fixture(autouse=True)
+def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemv, "DEVICES", ("cpu",))
+
+
+def libraries(record: GraphRecord) -> list[str]:
+    return [kernel.call for kernel in record.graph.kernels if kernel.kind != "cpp"]
+
+
+def compiled(function: Callable[..., Any], *arguments: Tensor, **options: Any) -> tuple[Any, GraphRecord]:
+    torch._dynamo.reset()
+    with torch.no_grad(), collect() as records:
+        result = torch.compile(function, backend="opara", options={**ON, **options})(*arguments)
+    (record,) = records
+    return result, record
+
+
+def transposed(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor of these sizes that lies in memory as a linear layer's weights do, seen from the product."""
+    return torch.randn(*sizes[:-2], sizes[-1], sizes[-2], dtype=dtype).mT
+
+
+FUSED: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "a row": (torch.mm, (torch.randn(1, 24), transposed(24, 40))),
+    "a column": (torch.mm, (torch.randn(40, 24), torch.randn(24, 1))),
+    "a row and a column": (torch.mm, (torch.randn(1, 24), torch.randn(24, 1))),
+    "a row with a bias": (torch.addmm, (torch.randn(40), torch.randn(1, 24), transposed(24, 40))),
+    "a column with a bias": (torch.addmm, (torch.randn(1), torch.randn(40, 24), torch.randn(24, 1))),
+    "several": (torch.bmm, (torch.randn(3, 1, 24), transposed(3, 24, 40))),
+    "nothing to sum": (torch.mm, (torch.randn(1, 0), torch.randn(40, 0).mT)),
+    "no result": (torch.mm, (torch.randn(1, 24), torch.randn(0, 24).mT)),
+}
+LEFT: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
+    "two rows": (torch.mm, (torch.randn(2, 24), transposed(24, 40))),
+    "sums across rows": (torch.mm, (torch.randn(1, 24), torch.randn(24, 40))),
+    "double precision": (torch.mm, (torch.randn(1, 24).double(), transposed(24, 40).double())),
+    "a scaled bias": (
+        functools.partial(torch.addmm, beta=0.5),
+        (torch.randn(40), torch.randn(1, 24), transposed(24, 40)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_products_of_a_vector_are_fused_with_what_follows(case: str) -> None:
+    operation, arguments = FUSED[case]
+    result, record = compiled(lambda *tensors: operation(*tensors).relu() + 1, *arguments)
+    torch.testing.assert_close(result, operation(*arguments).relu() + 1)
+    assert libraries(record) == []
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_others_stay_calls_of_libraries(case: str) -> None:
+    operation, arguments = LEFT[case]
+    result, record = compiled(lambda *tensors: operation(*tensors).relu() + 1, *arguments)
+    torch.testing.assert_close(result, operation(*arguments).relu() + 1)
+    assert len(libraries(record)) == 1
+
+
+def test_a_row_that_may_become_several_stays(agree: Agree) -> None:
+    torch._dynamo.reset()
+    model, rows = nn.Sequential(nn.Linear(24, 40), nn.ReLU()), torch.randn(9, 24)
+    (record,) = agree(model, lambda call: (rows[: 3 + call],), options=ON, dynamic=True, planned=False)
+    assert len(libraries(record)) == 1
+
+
+def test_off_unless_asked_for() -> None:
+    """And no cache takes one for the other."""
+    operation, arguments = FUSED["a row"]
+    for asked in (True, False, True):
+        _, record = compiled(lambda *tensors: operation(*tensors).relu(), *arguments, fuse_gemv=asked)
+        assert bool(libraries(record)) != asked
+
+
+def test_what_many_outputs_read_is_computed_once() -> None:
+    """Left to Inductor, the square root would be taken in every one of 40 sums."""
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.mm(x.sqrt().tanh(), weight)
+
+    x, weight = torch.rand(1, 24), transposed(24, 40)
+    result, record = compiled(function, x, weight)
+    torch.testing.assert_close(result, function(x, weight))
+    made = [buffer.layout for buffer in record.graph.buffers if buffer.kind == "intermediate"]
+    assert "f32[1, 24]" in made
+
+
+def test_counts_as_the_product_it_is() -> None:
+    operation, arguments = FUSED["a row with a bias"]
+    _, record = compiled(operation, *arguments)
+    with flop_counter.FlopCounterMode(display=False) as counted:
+        operation(*arguments)
+    (kernel,) = record.graph.kernels
+    assert kernel.flops is not None
+    assert kernel.flops >= counted.get_total_flops()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sums_of_half_precision_are_rounded_once(dtype: torch.dtype) -> None:
+    bias, x, weight = torch.randn(64).to(dtype), torch.randn(1, 4096).to(dtype), transposed(4096, 64, dtype=dtype)
+    exact = torch.addmm(bias.double(), x.double(), weight.double())
+    result, _ = compiled(torch.addmm, bias, x, weight)
+    assert result.dtype == dtype
+    # Half a unit in the last place, and the float32 sum's own error.
+    torch.testing.assert_close(result.double(), exact, rtol=0.51 * torch.finfo(dtype).eps, atol=1e-3)
+
+
+@given(
+    rows=st.integers(1, 5),
+    columns=st.integers(1, 5),
+    summed=st.integers(0, 5),
+    batch=st.one_of(st.none(), st.integers(0, 3)),
+    bias=st.booleans(),
+    one=st.booleans(),
+)
+def test_is_the_product(rows: int, columns: int, summed: int, batch: int | None, bias: bool, one: bool) -> None:
+    rows, columns = (1, columns) if one else (rows, 1)
+    many = () if batch is None else (batch,)
+    left, right = torch.randn(*many, rows, summed), torch.randn(*many, summed, columns)
+    added = torch.randn(columns) if bias else None
+    torch.testing.assert_close(gemv.product(left, right, added), left @ right + (added if added is not None else 0))
+
+
+@pytest.mark.parametrize("name", ["deepfm", "moe_decode", "two_tower"])
+def test_models_at_batch_1_ask_no_library_for_products(name: str, agree: Agree) -> None:
+    model = bench.models.get(name).reduced()
+    inputs = model.inputs(1)
+    (record,) = agree(model.build(), lambda call: tuple(t.clone() for t in inputs), options=ON, planned=False)
+    assert [call for call in libraries(record) if "mm" in call] == []

@@ -1,0 +1,79 @@
+"""Products of one row or one column as Triton reductions: no library is called, and results are at least as exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import models
+from opara_backend.report.record import GraphRecord, collect
+
+OPTIONS = {"fuse_gemv": True, "remember": False}
+AT_BATCH_1 = ("deepfm", "dlrm", "two_tower", "llama_decode", "moe_decode", "bilstm_tagger")
+
+
+def calls(record: GraphRecord) -> list[str]:
+    return [kernel.call for kernel in record.graph.kernels]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("summed", [3, 64, 1000, 5632, 40_000])
+@pytest.mark.parametrize("columns", [1, 7, 1024])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_linear_layers_of_one_row(bias: bool, summed: int, columns: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(summed, columns, bias).to("cuda", dtype)
+    x = torch.randn(1, summed, device="cuda", dtype=dtype)
+    exact = copy.deepcopy(layer).double()(x.double())
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(lambda x: layer(x).relu(), backend="opara", options=OPTIONS)
+        for _ in range(2):
+            result = call(x)
+        eager = layer(x)
+    (record,) = records
+    assert record.replays == 1
+    assert not any("extern" in name for name in calls(record))
+    worst = max((eager - exact).abs().max().item(), torch.finfo(dtype).eps * exact.abs().max().item())
+    assert (result - exact.relu()).abs().max().item() <= 1.5 * worst
+
+
+@pytest.mark.parametrize("name", AT_BATCH_1)
+def test_models_at_batch_1(name: str) -> None:
+    entry = models.get(name).reduced()
+    model, inputs = entry.build().cuda().eval(), tuple(x.cuda() for x in entry.inputs(1))
+    twin = copy.deepcopy(model)
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(model, backend="opara", fullgraph=True, options=OPTIONS)
+        for _ in range(3):
+            result, expected = call(*inputs), twin(*inputs)
+            torch.testing.assert_close(result, expected, rtol=2e-3, atol=2e-3)
+    (record,) = records
+    assert (record.replays, record.fallbacks) == (2, [])
+    products = [name for name in calls(record) if name.endswith((".mm", ".addmm"))]
+    assert len(products) <= 1, "one of the tagger's reads all its words at once"
+
+
+def test_experts_of_a_layer_become_few_kernels() -> None:
+    """Eight experts, three products each: those that read the same vector are one kernel."""
+    torch.manual_seed(0)
+    gates, ups, downs = (
+        nn.ModuleList(nn.Linear(*sizes, bias=False) for _ in range(8)).cuda().half()
+        for sizes in ((256, 512), (256, 512), (512, 256))
+    )
+
+    def experts(x: Tensor) -> Tensor:
+        hidden = [nn.functional.silu(gate(x)) * up(x) for gate, up in zip(gates, ups, strict=True)]
+        return torch.stack([down(one) for down, one in zip(downs, hidden, strict=True)]).sum(0)
+
+    x = torch.randn(1, 256, device="cuda", dtype=torch.float16)
+    counts = {}
+    for fused in (False, True):
+        torch._dynamo.reset()
+        with torch.no_grad(), collect() as records:
+            result = torch.compile(experts, backend="opara", options={**OPTIONS, "fuse_gemv": fused})(x)
+            torch.testing.assert_close(result, experts(x), rtol=5e-3, atol=5e-3)
+        counts[fused] = len(records[0].graph)
+    assert counts[True] <= 6 < 24 < counts[False]
