@@ -16,6 +16,8 @@ import torch
 from opara_backend import upstream
 from opara_backend._version import __version__
 from opara_backend.lowering import gemv as products
+from opara_backend.lowering.cells import open_cells
+from opara_backend.lowering.columns import split_products
 
 
 class OwnPass(upstream.CustomGraphPass):
@@ -30,8 +32,9 @@ class OwnPass(upstream.CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:
             self.inner(graph)
-        if self.gemv:
-            products.fuse_gemv(graph)
+        if self.gemv and products.fuse_gemv(graph):
+            open_cells(graph)
+            split_products(graph)
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""

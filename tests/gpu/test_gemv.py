@@ -77,3 +77,45 @@ def test_experts_of_a_layer_become_few_kernels() -> None:
             torch.testing.assert_close(result, experts(x), rtol=5e-3, atol=5e-3)
         counts[fused] = len(records[0].graph)
     assert counts[True] <= 6 < 24 < counts[False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
+def test_a_step_of_a_recurrent_cell_is_one_kernel(kind: type[nn.LSTMCell | nn.GRUCell], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    cell = kind(64, 96).to("cuda", dtype)
+    words = torch.randn(6, 1, 64, device="cuda", dtype=dtype)
+
+    def run(words: Tensor) -> Tensor:
+        state = words.new_zeros(1, 96)
+        memory = state
+        for word in words.unbind():
+            if isinstance(cell, nn.LSTMCell):
+                state, memory = cell(word, (state, memory))
+            else:
+                state = cell(word, state)
+        return state
+
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(run, backend="opara", fullgraph=True, options=OPTIONS)
+        for _ in range(2):
+            torch.testing.assert_close(call(words), run(words), rtol=4e-3, atol=4e-3)
+    (record,) = records
+    assert record.replays == 1
+    assert len(record.graph) <= 6 + 2, "one a step; the words, and zeros to begin with"
+
+
+def test_gate_and_up_of_one_matrix() -> None:
+    torch.manual_seed(0)
+    both, down = (nn.Linear(*sizes).cuda().half() for sizes in ((256, 1024), (512, 256)))
+
+    def gated(x: Tensor) -> Tensor:
+        gate, up = both(x).chunk(2, -1)
+        return down(nn.functional.silu(gate) * up)
+
+    x = torch.randn(1, 1, 256, device="cuda", dtype=torch.float16)
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(gated, backend="opara", fullgraph=True, options=OPTIONS)
+        for _ in range(2):
+            torch.testing.assert_close(call(x), gated(x), rtol=4e-3, atol=4e-3)
+    assert len(records[0].graph) == 2
