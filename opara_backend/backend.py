@@ -87,11 +87,14 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
 
 
 def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: str) -> dict[str, Any]:
-    """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own."""
+    """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own.
+
+    Before Inductor's: these take biases off products whose results they can be added to later.
+    """
     from opara_backend import upstream
     from opara_backend.lowering.passes import with_own
 
-    name = "post_grad_custom_post_pass"
+    name = "post_grad_custom_pre_pass"
     given = inductor.get(name, getattr(upstream.inductor_config, name))
     return {name: with_own(given, gemv=chosen.fuse_gemv, labels=labels)}
 

@@ -111,7 +111,7 @@ __all__ = [
     "wrapper_codegen_for",
 ]
 
-# Seen 2.13, 2.15: `post_grad_custom_post_pass` takes a list, too, and passes that are told whether the graph is for
+# Seen 2.13, 2.15: `post_grad_custom_pre_pass` takes a list, too, and passes that are told whether the graph is for
 # inference. 2.11 takes one pass.
 TAKES_SEVERAL_PASSES = hasattr(torch._inductor.custom_graph_pass, "get_custom_graph_passes")
 

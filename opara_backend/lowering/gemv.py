@@ -1,6 +1,6 @@
 """Products of one row or one column as reductions, which Inductor fuses with what surrounds them.
 
-Takes: a graph after Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a vector and a
+Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a vector and a
 matrix are one `operator` each. Must not change: products of other shapes, or that a library reads better: those of
 integers, and those whose sums run across the matrix's rows in memory.
 

@@ -1,6 +1,6 @@
 """What this backend adds to Inductor's passes over a graph, and the mark that enters every cache key with it.
 
-Takes: the user's own passes, if any. Gives: passes for `post_grad_custom_post_pass`, theirs first; the `uuid()` of
+Takes: the user's own passes, if any. Gives: passes for `post_grad_custom_pre_pass`, theirs first; the `uuid()` of
 ours names this package, its version and its lowering's source, and so keeps our modules and stock Inductor's apart in
 every cache. Must not change: what the user's passes do.
 """

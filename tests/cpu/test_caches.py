@@ -168,17 +168,18 @@ def compiled_sine(**options: Any) -> tuple[Tensor, list[GraphRecord]]:
         return compiled(torch.eye(4))[0], records
 
 
+@pytest.mark.parametrize("place", ["post_grad_custom_pre_pass", "post_grad_custom_post_pass"])
 @pytest.mark.parametrize("given", ["config", "options"])
 @pytest.mark.parametrize("name", ["a name", None], ids=["cached", "uncached"])
-def test_the_users_own_pass_runs(given: str, name: str | None) -> None:
+def test_the_users_own_pass_runs(place: str, given: str, name: str | None) -> None:
     users = Pass(f"{name} {uuid.uuid4()}" if name else None)
     cosine, sine_of_eye = torch.eye(4).cos(), torch.eye(4).sin()
     if given == "config":
-        with torch._inductor.config.patch(post_grad_custom_post_pass=users):
+        with torch._inductor.config.patch({place: users}):
             result, records = compiled_sine()
-            assert torch._inductor.config.post_grad_custom_post_pass is users
+            assert getattr(torch._inductor.config, place) is users
     else:
-        result, records = compiled_sine(post_grad_custom_post_pass=users)
+        result, records = compiled_sine(**{place: users})
     assert users.runs > 0
     torch.testing.assert_close(result, cosine)
     assert records[0].plans
@@ -198,7 +199,7 @@ def test_several_passes_of_the_users_run_and_are_told_what_they_ask_for() -> Non
             return f"aware {uuid.uuid4()}"
 
     users = [Aware(), Pass(f"one of two {uuid.uuid4()}")]
-    result, records = compiled_sine(post_grad_custom_post_pass=users)
+    result, records = compiled_sine(post_grad_custom_pre_pass=users)
     torch.testing.assert_close(result, torch.eye(4).cos())
     assert asked == [True]
     assert len(users) == 2, "the user's own list is not written to"
