@@ -92,11 +92,11 @@ def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: st
     Before Inductor's: these take biases off products whose results they can be added to later.
     """
     from opara_backend import upstream
-    from opara_backend.lowering.passes import with_own
+    from opara_backend.lowering.passes import OwnPass, with_own
 
     name = "post_grad_custom_pre_pass"
     given = inductor.get(name, getattr(upstream.inductor_config, name))
-    return {name: with_own(given, gemv=chosen.fuse_gemv, labels=labels)}
+    return {name: with_own(given, OwnPass(gemv=chosen.fuse_gemv, join_small=chosen.join_small, labels=labels))}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:
@@ -123,8 +123,10 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
     from opara_backend.lowering import inductor as lowering
 
     compilation.reached = True  # even if Inductor finds nothing to run in it, and makes no module
-    request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())))
-    with compiling(), upstream.inductor_config.patch(lowering.PATCHES), lowering.lowering(request, ("cpu", "cuda")):
+    # Whoever has Inductor join kernels by its own choice gets that.
+    join_small = compilation.options.join_small and not upstream.inductor_config.combo_kernels
+    request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())), join_small)
+    with compiling(), lowering.lowering(request, ("cpu", "cuda")):
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
 
 

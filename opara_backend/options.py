@@ -34,6 +34,7 @@ class Options:
     fallback: str = "warn"
     in_place: bool = True
     fuse_gemv: bool = False
+    join_small: bool = False
     remember: bool = True
     annotate: bool = False
 
@@ -62,6 +63,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
     "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
+    "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }

@@ -57,8 +57,9 @@ from torch._inductor.ir import FixedLayout
 # Without it processes of `bench campaign` disturb each other at that, and stock and ours come to run other kernels.
 from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
-# Seen 2.11, 2.13, 2.15. A computation among the parts of a fused kernel. Without it nothing is written in place.
-from torch._inductor.scheduler import SchedulerNode
+# Seen 2.11, 2.13, 2.15. A computation among the parts of a fused kernel, such a kernel, and several joined in one.
+# Without the first nothing is written in place, without all of them no small kernels are joined.
+from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedSchedulerNode, SchedulerNode
 
 # Seen 2.11, 2.13, 2.15. Text with indentation, which lines write themselves into.
 from torch._inductor.utils import IndentedBuffer
@@ -77,6 +78,8 @@ __all__ = [
     "CustomGraphPass",
     "DeferredLineBase",
     "FixedLayout",
+    "ForeachKernelSchedulerNode",
+    "FusedSchedulerNode",
     "IndentedBuffer",
     "PythonWrapperCodegen",
     "SchedulerNode",
@@ -102,6 +105,7 @@ __all__ = [
     "inductor_config",
     "inductor_option_names",
     "is_cudnn_convolution",
+    "joining_kernels_by",
     "list_mode_options",
     "lowerings",
     "same_addresses",
@@ -186,6 +190,23 @@ def waiting_whatever_ran_before() -> Iterator[None]:
             yield
         finally:
             TritonKernel._handle_pdl_before_access = original
+
+
+@contextlib.contextmanager
+def joining_kernels_by(groups: Callable[[Any], list[list[Any]]], asked: Callable[[], bool]) -> Iterator[None]:
+    """Let `groups` say which kernels of a scheduler are joined under `combo_kernels`, where `asked()` says so.
+
+    Process-wide, so that `asked` must itself decide whether the asking thread is ours.
+    Seen 2.11, 2.13, 2.15. Without it small kernels are not joined: Inductor's own choice joins large ones.
+    """
+    kind = ForeachKernelSchedulerNode
+    with _REGISTRATION:
+        original = kind.group_algorithm_for_combo_kernels
+        kind.set_group_algorithm_for_combo_kernels(lambda nodes: groups(nodes) if asked() else original(nodes))
+        try:
+            yield
+        finally:
+            kind.set_group_algorithm_for_combo_kernels(original)
 
 
 def inductor_option_names() -> tuple[str, ...]:

@@ -1,9 +1,9 @@
 """Recurrent cells at batch 1 as the arithmetic they are, which Inductor fuses, and no library call for the gates.
 
-Takes: an inference graph before Inductor's own passes, products of vectors fused (`gemv`). Gives: the same graph, in which the
-cells of LSTM and GRU that PyTorch has one CUDA kernel for are sums, sigmoids and products; with the columns of the
-products that go into each gate (`columns`) a step is one kernel. Must not change: cells of several rows, and those
-whose saved values somebody reads, which only training does.
+Takes: an inference graph before Inductor's own passes, products of vectors fused (`gemv`). Gives: the same graph, in
+which the cells of LSTM and GRU that PyTorch has one CUDA kernel for are sums, sigmoids and products; with the columns
+of the products that go into each gate (`columns`) a step is one kernel. Must not change: cells of several rows, and
+those whose saved values somebody reads, which only training does.
 """
 
 from __future__ import annotations

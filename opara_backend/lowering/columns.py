@@ -1,9 +1,9 @@
 """Columns of a product of a vector that are used apart are summed apart, where they are used.
 
-Takes: an inference graph before Inductor's own passes, products of vectors fused (`gemv`). Gives: the same graph, in which a
-product that is only cut into equal parts (gate and up of one matrix, say) is a product each, so that what is done to
-the parts fuses with their sums. Must not change: products that are used whole, or cut unevenly, whose parts would
-become kernels of their own.
+Takes: an inference graph before Inductor's own passes, products of vectors fused (`gemv`). Gives: the same graph, in
+which a product that is only cut into equal parts (gate and up of one matrix, say) is a product each, so that what is
+done to the parts fuses with their sums. Must not change: products that are used whole, or cut unevenly, whose parts
+would become kernels of their own.
 """
 
 from __future__ import annotations

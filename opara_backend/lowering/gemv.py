@@ -1,8 +1,8 @@
 """Products of one row or one column as reductions, which Inductor fuses with what surrounds them.
 
-Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a vector and a
-matrix are one `operator` each. Must not change: products of other shapes, or that a library reads better: those of
-integers, and those whose sums run across the matrix's rows in memory.
+Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a
+vector and a matrix are one `operator` each. Must not change: products of other shapes, or that a library reads better:
+those of integers, and those whose sums run across the matrix's rows in memory.
 
 At batch 1 a product reads every weight once and computes next to nothing. cuBLAS runs its kernels for matrices all the
 same, in tiles that but for one row are padding: on an H200 with 164 KiB of shared memory a block, so that no other

@@ -21,8 +21,8 @@ import torch
 
 from opara_backend import options, upstream
 from opara_backend.kernel_graph import Buffer
+from opara_backend.lowering import joining, statements
 from opara_backend.lowering import lines as line_kinds
-from opara_backend.lowering import statements
 from opara_backend.lowering.describe import input_buffers, nbytes_of
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
@@ -44,9 +44,11 @@ PATCHES: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class LoweringRequest:
-    """What the codegen must know beside the graph: which inputs keep their addresses between calls."""
+    """What the codegen must know beside the graph: which inputs keep their addresses between calls, and whether small
+    kernels are to be joined (`joining`)."""
 
     static_inputs: tuple[int, ...] = ()
+    join_small: bool = False
 
 
 _request: contextvars.ContextVar[LoweringRequest | None] = contextvars.ContextVar("opara_lowering", default=None)
@@ -57,10 +59,20 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
     """Let Inductor graphs compiled inside the block, by this thread, come out as programs."""
     token = _request.set(request)
     try:
-        with upstream.wrapper_codegen_for(devices, OparaWrapperCodegen), upstream.waiting_whatever_ran_before():
+        with (
+            upstream.inductor_config.patch({**PATCHES, **(joining.settings() if request.join_small else {})}),
+            upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
+            upstream.waiting_whatever_ran_before(),
+            upstream.joining_kernels_by(joining.groups, _joins),
+        ):
             yield
     finally:
         _request.reset(token)
+
+
+def _joins() -> bool:
+    request = _request.get()
+    return request is not None and request.join_small
 
 
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):

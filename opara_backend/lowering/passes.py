@@ -16,6 +16,7 @@ import torch
 from opara_backend import upstream
 from opara_backend._version import __version__
 from opara_backend.lowering import gemv as products
+from opara_backend.lowering import joining
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 
@@ -23,11 +24,13 @@ from opara_backend.lowering.columns import split_products
 class OwnPass(upstream.CustomGraphPass):
     """Fuses products of vectors, if asked to, after `inner`, a pass of the user's.
 
-    gemv: whether to fuse them. labels: enter the cache keys too (`backend.compiled`).
+    gemv: whether to fuse them. join_small, labels: enter the cache keys too (`joining`, `backend.compiled`).
     """
 
-    def __init__(self, *, gemv: bool = False, labels: str = "", inner: Any = None) -> None:
-        self.gemv, self.labels, self.inner = gemv, labels, inner
+    def __init__(
+        self, *, gemv: bool = False, join_small: bool = False, labels: str = "", inner: Any = None
+    ) -> None:  # fmt: skip
+        self.gemv, self.join_small, self.labels, self.inner = gemv, join_small, labels, inner
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:
@@ -38,23 +41,24 @@ class OwnPass(upstream.CustomGraphPass):
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""
-        mark = ("opara_backend", __version__, lowering_hash(), self.labels, products.DEVICES if self.gemv else ())
+        chosen = (products.DEVICES if self.gemv else (), joining.DEVICES if self.join_small else ())
+        mark = ("opara_backend", __version__, lowering_hash(), self.labels, *chosen)
         if self.inner is None:
             return mark
         inner = self.inner.uuid() if hasattr(self.inner, "uuid") else None
         return None if inner is None else (*mark, inner)
 
 
-def with_own(given: Any, *, gemv: bool = False, labels: str = "") -> Any:
-    """The passes `given` in Inductor's configuration, and ours after them, once."""
+def with_own(given: Any, own: OwnPass) -> Any:
+    """The passes `given` in Inductor's configuration, and `own` after them."""
     users = [one for one in (given if isinstance(given, list | tuple) else [given]) if one is not None]
     # Within a compilation of ours, another's configuration has ours already, with the user's inside or beside it.
     users = [one.inner if isinstance(one, OwnPass) else one for one in users]
     users = [one for one in users if one is not None]
     if upstream.TAKES_SEVERAL_PASSES and users:
-        return [*users, OwnPass(gemv=gemv, labels=labels)]
-    (inner,) = users or [None]
-    return OwnPass(gemv=gemv, labels=labels, inner=inner)
+        return [*users, own]
+    (own.inner,) = users or [None]
+    return own
 
 
 def lowering_hash() -> str:

@@ -1,0 +1,66 @@
+"""Small kernels that wait for the same others become one launch (Inductor's combo kernels).
+
+Takes: Inductor's scheduler, its kernels fused. Gives: groups of kernels to be joined. Must not change: anything.
+
+A launch costs more than a small kernel's work: a recommender looks up a row in each of 26 tables, and 26 launches take
+longer than they would alone on a slow GPU's memory. Inductor joins whatever is equally deep in the graph, large kernels
+too, which makes convolutional networks several times slower (docs/results.md). Here only elementwise kernels of few
+elements are joined, and only those that wait for the same kernels: then none starts later than it would have, and who
+waits for one of them waits for others that are over at the same time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from opara_backend import upstream
+
+DEVICES = ("cuda",)
+FEW = 16_384
+"""Elements up to which a kernel counts as small; at 4 bytes they take a GPU less than the launch."""
+
+
+def settings() -> dict[str, Any]:
+    """What Inductor's configuration must say to join groups of ours, as they are, by what this torch knows."""
+    wanted: dict[str, Any] = {
+        "combo_kernels": True,
+        "benchmark_combo_kernel": False,
+        "combo_kernels_autotune": 0,
+        "combo_kernel_peak_memory_increase_gb": None,
+        "combo_kernel_peak_memory_pct_threshold": None,
+        "combo_kernel_max_distance": -1,
+    }
+    known = upstream.inductor_option_names()
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def groups(scheduler: Any) -> list[list[Any]]:
+    """The scheduler's nodes to be joined, two or more together."""
+    found: dict[tuple[Any, frozenset[str]], list[Any]] = {}
+    for node in scheduler.nodes:
+        if _small(node):
+            found.setdefault((node.get_device(), _waits(scheduler, node)), []).append(node)
+    return [nodes for nodes in found.values() if len(nodes) > 1]
+
+
+def _small(node: Any) -> bool:
+    if not isinstance(node, upstream.SchedulerNode | upstream.FusedSchedulerNode):
+        return False
+    if isinstance(node, upstream.ForeachKernelSchedulerNode) or node.is_template() or node.is_reduction():
+        return False
+    device, elements = node.get_device(), [part.node.get_numel() for part in node.get_nodes()]
+    # A symbol's value may be any: what is not a number is not joined.
+    return device.type in DEVICES and all(isinstance(n, int | sympy.Integer) and n <= FEW for n in elements)
+
+
+def _waits(scheduler: Any, node: Any) -> frozenset[str]:
+    """The kernels that `node` waits for, by the names of what they were fused from."""
+    names: set[str] = set()
+    for dependency in node.unmet_dependencies:
+        buffer = scheduler.name_to_buf.get(dependency.name)
+        writer = buffer.defining_op.get_name() if buffer is not None and buffer.defining_op else dependency.name
+        fused = scheduler.name_to_fused_node.get(writer)
+        names.add(fused.get_name() if fused is not None else writer)
+    return frozenset(names)

@@ -1,0 +1,88 @@
+"""Which kernels are joined into one launch: small ones that wait for the same others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opara_backend import upstream
+from opara_backend.lowering import joining
+
+
+@pytest.fixture
+def joined(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
+    """The groups for a function's graph, each by the operators its kernels come from; Inductor is given none of them,
+    as it joins nothing on a CPU."""
+    monkeypatch.setattr(joining, "DEVICES", ("cpu",))
+    found: list[list[str]] = []
+
+    def groups(scheduler: Any) -> list[list[Any]]:
+        for nodes in original(scheduler):
+            found.append(sorted("+".join(sorted(_operators(node))) for node in nodes))
+        return []
+
+    original = joining.groups
+    monkeypatch.setattr(joining, "groups", groups)
+
+    def run(function: Callable[..., Any], *arguments: Tensor, **options: Any) -> list[list[str]]:
+        found.clear()
+        torch._dynamo.reset()
+        with torch.no_grad(), torch._inductor.config.patch({"force_disable_caches": True, "max_fusion_size": 1}):
+            compiled = torch.compile(function, backend="opara", options={"join_small": True, **options})
+            torch.testing.assert_close(compiled(*arguments), function(*arguments))
+        return sorted(found)
+
+    return run
+
+
+def _operators(node: Any) -> set[str]:
+    origins = (origin for part in node.get_nodes() for origin in part.node.origins)
+    return {str(origin.target).split(".")[1] for origin in origins if origin.op == "call_function"}
+
+
+def lookups(*tables: Tensor) -> list[Tensor]:
+    index = tables[-1]
+    return [table[index] for table in tables[:-1]]
+
+
+def test_lookups_in_many_tables_are_joined(joined: Callable[..., list[list[str]]]) -> None:
+    tables = [torch.randn(9, width) for width in (3, 4, 5, 6)]
+    assert joined(lookups, *tables, torch.tensor([1, 8])) == [["index"] * 4]
+
+
+def test_unless_they_are_large(joined: Callable[..., list[list[str]]]) -> None:
+    tables = [torch.randn(9, width) for width in (3, 4, joining.FEW)]
+    assert joined(lookups, *tables, torch.tensor([1, 8])) == [["index"] * 2]
+
+
+def test_only_what_waits_for_the_same_kernels(joined: Callable[..., list[list[str]]]) -> None:
+    """The cosine is as deep in the graph as the others, and would make them wait for the second product."""
+
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        a, b = x @ x, y @ y
+        return a.sigmoid(), a[:2].tanh(), b.cos()
+
+    assert joined(function, torch.randn(4, 4), torch.randn(4, 4)) == [["sigmoid", "slice+tanh"]]
+
+
+def test_sums_and_unknown_sizes_are_left_alone(joined: Callable[..., list[list[str]]]) -> None:
+    def sums(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return x.sum(1), y.sum(1)
+
+    assert joined(sums, torch.randn(4, 50), torch.randn(6, 70)) == []
+    x, y = torch.randn(4), torch.randn(6)
+    torch._dynamo.mark_dynamic(x, 0)
+    torch._dynamo.mark_dynamic(y, 0)
+    assert joined(lambda x, y: (x.cos(), y.sin()), x, y) == []
+
+
+def test_not_unless_asked_nor_where_inductor_is(joined: Callable[..., list[list[str]]]) -> None:
+    tables = (torch.randn(9, 3), torch.randn(9, 4), torch.tensor([1, 8]))
+    assert joined(lookups, *tables, join_small=False) == []
+    assert joined(lookups, *tables, combo_kernels=True) == []
+    default = upstream.ForeachKernelSchedulerNode._default_group_nodes_for_combo_kernels
+    assert upstream.ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels is default
