@@ -92,11 +92,12 @@ def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: st
     Before Inductor's: these take biases off products whose results they can be added to later.
     """
     from opara_backend import upstream
-    from opara_backend.lowering.passes import OwnPass, with_own
+    from opara_backend.lowering.passes import REWRITES, OwnPass, with_own
 
     name = "post_grad_custom_pre_pass"
     given = inductor.get(name, getattr(upstream.inductor_config, name))
-    return {name: with_own(given, OwnPass(gemv=chosen.fuse_gemv, join_small=chosen.join_small, labels=labels))}
+    asked = tuple(option for option in REWRITES if getattr(chosen, option))
+    return {name: with_own(given, OwnPass(asked, labels))}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:

@@ -35,6 +35,7 @@ class Options:
     in_place: bool = True
     fuse_gemv: bool = False
     join_small: bool = False
+    unfold_patches: bool = False
     remember: bool = True
     annotate: bool = False
 
@@ -64,6 +65,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
+    "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }

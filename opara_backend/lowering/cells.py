@@ -16,7 +16,8 @@ import torch
 from torch.fx import Graph, Node
 
 from opara_backend.lowering import gemv
-from opara_backend.lowering.columns import Writer, erase_unread
+from opara_backend.lowering.columns import ColumnWriter, erase_unread
+from opara_backend.lowering.rewriting import arguments
 
 
 def open_cells(graph: Graph) -> int:
@@ -28,14 +29,13 @@ def open_cells(graph: Graph) -> int:
     }
     found = 0
     for node in [*graph.nodes]:
-        arguments: Any = node.args
-        if node.target not in written or arguments[1].target is not gemv.operator():
+        if node.target not in written or arguments(node)[1].target is not gemv.operator():
             continue
         results, write = written[node.target]
         read: dict[Node, Any] = {user: user.args[1] for user in node.users if user.target is operator.getitem}
         if len(read) < len(node.users) or any(number >= results for number in read.values()):
             continue
-        values = write(_Gates(graph, node), *arguments)
+        values = write(_Gates(graph, node), *arguments(node))
         for user, number in read.items():
             user.replace_all_uses_with(values[number])
             graph.erase_node(user)
@@ -47,7 +47,7 @@ def open_cells(graph: Graph) -> int:
     return found
 
 
-class _Gates(Writer):
+class _Gates(ColumnWriter):
     """Arithmetic on gates, which lie side by side in the columns of what a cell reads."""
 
     def gate(self, number: int, width: int, *sources: Node | None) -> Node:

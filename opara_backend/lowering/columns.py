@@ -15,27 +15,15 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from opara_backend import upstream
 from opara_backend.lowering import gemv
+from opara_backend.lowering.rewriting import Writer, arguments
 
 _SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default)
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
-_NAMES = ("stack_trace", "nn_module_stack", "original_aten", "source_fn_stack", "from_node")
 
 
-class Writer:
-    """Writes operations before `place`, with the names and lines of `place` and the shapes of their results."""
-
-    def __init__(self, graph: Graph, place: Node) -> None:
-        self.graph, self.place = graph, place
-
-    def __call__(self, function: Any, *args: Any) -> Node:
-        with self.graph.inserting_before(self.place):
-            made = self.graph.call_function(function, args)
-        made.meta.update({key: value for key, value in self.place.meta.items() if key in _NAMES})
-        with upstream.V.fake_mode:
-            made.meta["val"] = function(*torch.fx.node.map_arg(args, lambda node: node.meta["val"]))
-        return made
+class ColumnWriter(Writer):
+    """Writes operations on columns."""
 
     def slice(self, source: Node, first: int, last: int) -> Node:
         return self(torch.ops.aten.slice.Tensor, source, -1, first, last)
@@ -47,7 +35,7 @@ class Writer:
             return source
         if source.target is not gemv.operator():
             return self.slice(source, first, last)
-        vector, matrix, *bias = _args(source)
+        vector, matrix, *bias = arguments(source)
         return self(gemv.operator(), vector, *(self.columns(operand, first, last) for operand in (matrix, *bias)))
 
 
@@ -57,7 +45,7 @@ def split_products(graph: Graph) -> int:
     for product in graph.find_nodes(op="call_function", target=gemv.operator()):
         parts = _equal_parts(product)
         for part, (first, last) in parts.items():
-            do = Writer(graph, part)
+            do = ColumnWriter(graph, part)
             made, shape = do.columns(product, first, last), list(part.meta["val"].shape)
             same = shape == list(made.meta["val"].shape)
             part.replace_all_uses_with(made if same else do(torch.ops.aten.reshape.default, made, shape))
@@ -101,7 +89,7 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
 
 def _columns_read(user: Node, width: Any, axes: int) -> dict[Node, tuple[int, int]] | None:
     """The parts that `user` cuts from the last dimension; None if it does something else."""
-    given: tuple[Any, ...] = _args(user)[1:]
+    given: tuple[Any, ...] = arguments(user)[1:]
     if user.kwargs or not isinstance(width, int):
         return None
     if user.target is torch.ops.aten.slice.Tensor:
@@ -119,8 +107,4 @@ def _columns_read(user: Node, width: Any, axes: int) -> dict[Node, tuple[int, in
     if dim not in (-1, axes - 1) or not all(isinstance(size, int) for size in sizes):
         return None
     bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
-    return {part: bounds[_args(part)[1]] for part in user.users}
-
-
-def _args(node: Node) -> Any:
-    return node.args
+    return {part: bounds[arguments(part)[1]] for part in user.users}

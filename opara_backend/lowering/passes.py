@@ -15,34 +15,36 @@ import torch
 
 from opara_backend import upstream
 from opara_backend._version import __version__
-from opara_backend.lowering import gemv as products
-from opara_backend.lowering import joining
+from opara_backend.lowering import gemv, joining, patches
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 
+REWRITES = ("fuse_gemv", "join_small", "unfold_patches")
+"""Options that change which kernels there are, and so what the caches hold."""
+
 
 class OwnPass(upstream.CustomGraphPass):
-    """Fuses products of vectors, if asked to, after `inner`, a pass of the user's.
+    """Rewrites a graph as asked to, after `inner`, a pass of the user's.
 
-    gemv: whether to fuse them. join_small, labels: enter the cache keys too (`joining`, `backend.compiled`).
+    asked: which of `REWRITES`. labels: enter the cache keys too, and so do rewrites made elsewhere (`joining`).
     """
 
-    def __init__(
-        self, *, gemv: bool = False, join_small: bool = False, labels: str = "", inner: Any = None
-    ) -> None:  # fmt: skip
-        self.gemv, self.join_small, self.labels, self.inner = gemv, join_small, labels, inner
+    def __init__(self, asked: tuple[str, ...] = (), labels: str = "", inner: Any = None) -> None:
+        self.asked, self.labels, self.inner = asked, labels, inner
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:
             self.inner(graph)
-        if self.gemv and products.fuse_gemv(graph):
+        if "unfold_patches" in self.asked:
+            patches.unfold_patches(graph)
+        if "fuse_gemv" in self.asked and gemv.fuse_gemv(graph):
             open_cells(graph)
             split_products(graph)
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""
-        chosen = (products.DEVICES if self.gemv else (), joining.DEVICES if self.join_small else ())
-        mark = ("opara_backend", __version__, lowering_hash(), self.labels, *chosen)
+        devices = (gemv.DEVICES, joining.DEVICES, patches.DEVICES) if self.asked else ()
+        mark = ("opara_backend", __version__, lowering_hash(), self.labels, self.asked, devices)
         if self.inner is None:
             return mark
         inner = self.inner.uuid() if hasattr(self.inner, "uuid") else None

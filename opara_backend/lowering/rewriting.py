@@ -1,0 +1,37 @@
+"""Writing operations into a graph that Inductor is about to lower.
+
+Takes: a graph with the shapes of its values, and the node that new ones stand in for. Gives: nodes that have shapes
+too, and the names and lines that kernels are called by. Must not change: nodes that are there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from opara_backend import upstream
+
+_NAMES = ("stack_trace", "nn_module_stack", "original_aten", "source_fn_stack", "from_node")
+
+
+class Writer:
+    """Writes operations before `place`, with the names and lines of `place` and the shapes of their results."""
+
+    def __init__(self, graph: Graph, place: Node) -> None:
+        self.graph, self.place = graph, place
+
+    def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Node:
+        with self.graph.inserting_before(self.place):
+            made = self.graph.call_function(function, args, kwargs)
+        made.meta.update({key: value for key, value in self.place.meta.items() if key in _NAMES})
+        with upstream.V.fake_mode:
+            values = torch.fx.node.map_arg(args, lambda node: node.meta["val"])
+            made.meta["val"] = function(*values, **kwargs)
+        return made
+
+
+def arguments(node: Node) -> Any:
+    """The positional arguments of `node`, of whatever type each of them is."""
+    return node.args

@@ -1,0 +1,40 @@
+"""Convolutions of patches as products on a GPU, in models that begin with them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from opara_backend.report.record import collect
+
+OPTIONS = {"unfold_patches": True, "remember": False}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("images", [1, 5])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_sequence_of_patches(dtype: torch.dtype, images: int, last: bool) -> None:
+    torch.manual_seed(0)
+    layer, norm = nn.Conv2d(3, 96, 16, 16), nn.LayerNorm(96)
+    model = nn.Sequential(layer, nn.Flatten(2), _Transposed(), norm).to("cuda", dtype).eval()
+    x = torch.randn(images, 3, 64, 96, device="cuda", dtype=dtype)
+    if last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    exact = copy.deepcopy(model).double()(x.double())
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(model, backend="opara", fullgraph=True, options=OPTIONS)
+        for _ in range(3):
+            result = call(x)
+    (record,) = records
+    assert (record.replays, record.fallbacks) == (2, [])
+    assert not any("convolution" in kernel.call and "extern" in kernel.call for kernel in record.graph.kernels)
+    tolerance = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-3}[dtype]
+    torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=tolerance)
+
+
+class _Transposed(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mT
