@@ -67,6 +67,7 @@ def lowering_hash() -> str:
     """Hash of the sources that decide the emitted text: a changed lowering never meets a module of the old one."""
     package = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
-    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", package.parent / "upstream.py"):
+    upstream_sources = sorted((package.parent / "upstream").glob("*.py"))
+    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", *upstream_sources):
         digest.update(source.read_bytes())
     return digest.hexdigest()

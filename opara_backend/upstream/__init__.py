@@ -1,0 +1,95 @@
+"""The one door to PyTorch's private API.
+
+Everything under `torch._inductor`, `torch._dynamo`, `torch._functorch` and `torch._C` that is not documented is
+imported in this package and nowhere else, each with the versions it was seen in and what breaks without it.
+Takes: an installed torch >= 2.11. Importing it imports Inductor (about a second), so nobody imports it before
+something is compiled. Must not change: anything; what hooks replace, they put back.
+"""
+
+from opara_backend.upstream.cuda import (
+    WeakStorage,
+    abandon_pool,
+    clear_cublas_workspaces,
+    clears_cublas_workspaces_by_stream,
+    forbid_access,
+    same_addresses,
+    storage_over,
+)
+from opara_backend.upstream.dynamo import (
+    break_behind,
+    compiled_with,
+    counters,
+    current_compile_id,
+    forget_compiled,
+    trace_artifact,
+)
+from opara_backend.upstream.hooks import joining_kernels_by, waiting_whatever_ran_before, wrapper_codegen_for
+from opara_backend.upstream.inductor import (
+    TAKES_SEVERAL_PASSES,
+    CachingAutotuner,
+    CustomGraphPass,
+    DeferredLineBase,
+    FixedLayout,
+    ForeachKernelSchedulerNode,
+    FusedSchedulerNode,
+    IndentedBuffer,
+    PythonWrapperCodegen,
+    SchedulerNode,
+    TritonKernel,
+    V,
+    WrapperLine,
+    cache_directory,
+    can_match_buffer_size,
+    check_inductor_option,
+    compile_fx,
+    compile_fx_inner,
+    has_ordered_effect,
+    inductor_config,
+    inductor_option_names,
+    is_cudnn_convolution,
+    list_mode_options,
+    lowerings,
+)
+
+__all__ = [
+    "TAKES_SEVERAL_PASSES",
+    "CachingAutotuner",
+    "CustomGraphPass",
+    "DeferredLineBase",
+    "FixedLayout",
+    "ForeachKernelSchedulerNode",
+    "FusedSchedulerNode",
+    "IndentedBuffer",
+    "PythonWrapperCodegen",
+    "SchedulerNode",
+    "TritonKernel",
+    "V",
+    "WeakStorage",
+    "WrapperLine",
+    "abandon_pool",
+    "break_behind",
+    "cache_directory",
+    "can_match_buffer_size",
+    "check_inductor_option",
+    "clear_cublas_workspaces",
+    "clears_cublas_workspaces_by_stream",
+    "compile_fx",
+    "compile_fx_inner",
+    "compiled_with",
+    "counters",
+    "current_compile_id",
+    "forbid_access",
+    "forget_compiled",
+    "has_ordered_effect",
+    "inductor_config",
+    "inductor_option_names",
+    "is_cudnn_convolution",
+    "joining_kernels_by",
+    "list_mode_options",
+    "lowerings",
+    "same_addresses",
+    "storage_over",
+    "trace_artifact",
+    "waiting_whatever_ran_before",
+    "wrapper_codegen_for",
+]
