@@ -61,6 +61,9 @@ def compiled(
     if foreign is not None:
         fallback.step_down(*foreign, policy=chosen.fallback)
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
+    if any(isinstance(x, torch.Tensor) and x.is_cuda for x in example_inputs):
+        for note in own_options.without_effect(options):
+            log.warning(note)
     labels = _labels(gm)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, chosen, labels if named else "")}

@@ -132,6 +132,21 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     return Options(**own), passed
 
 
+def without_effect(options: Mapping[str, Any] | None) -> list[str]:
+    """Which of the options given (`parse` has checked them) decide nothing beside the others on a GPU, and why."""
+    given = {str(key).replace("-", "_"): value for key, value in (options or {}).items()}
+    policy = given.get("policy", Options.policy)
+    if policy == "auto":
+        why = "which tries several orders: name a policy with it"
+        return [f"option 'launch_order' has no effect with policy 'auto', {why}"] if "launch_order" in given else []
+    why = "which is not searched for: leave it out, or set policy to 'auto'"
+    return [
+        f"option {key!r} has no effect with policy {policy!r}, {why}"
+        for key in ("candidates", "search_seconds")
+        if key in given
+    ]
+
+
 def _check(key: str, value: Any) -> Any:
     accepts = ACCEPTED[key]
     default = getattr(Options(), key)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opara_backend import options
-from opara_backend.options import ACCEPTED, Options, parse
+from opara_backend.options import ACCEPTED, Options, parse, without_effect
 from opara_backend.scheduling.policies import order_names, policy_names
 
 DEFAULTS: dict[str, Any] = {
@@ -24,6 +24,9 @@ DEFAULTS: dict[str, Any] = {
     "max_captures": 16,
     "fallback": "warn",
     "in_place": True,
+    "fuse_gemv": False,
+    "join_small": False,
+    "unfold_patches": False,
     "remember": True,
     "annotate": False,
 }
@@ -38,6 +41,9 @@ ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "max_captures": (1, 4096),
     "fallback": ("warn", "error"),
     "in_place": (True, False),
+    "fuse_gemv": (True, False),
+    "join_small": (True, False),
+    "unfold_patches": (True, False),
     "remember": (True, False),
     "annotate": (True, False),
 }
@@ -261,3 +267,21 @@ def test_options_cannot_be_changed() -> None:
 @pytest.mark.parametrize("given", ["policy", ["policy"], 3])
 def test_options_that_are_no_dict(given: Any) -> None:
     assert "options takes a dict" in refused(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"launch_order": "program"}, ["launch_order"]),
+        ({"launch-order": "program", "policy": "auto"}, ["launch_order"]),
+        ({"launch_order": "program", "policy": "opara"}, []),
+        ({"candidates": 3, "policy": "opara"}, ["candidates"]),
+        ({"candidates": 3, "search_seconds": 2.0, "policy": "nimble"}, ["candidates", "search_seconds"]),
+        ({"candidates": 3, "search_seconds": 2.0}, []),
+        (None, []),
+    ],
+)
+def test_options_without_effect_are_named(given: dict[str, Any] | None, named: list[str]) -> None:
+    notes = without_effect(given)
+    assert [note.split("'")[1] for note in notes] == named
+    assert all("policy" in note for note in notes)
