@@ -27,7 +27,7 @@ BRANCHY = (
     "bilstm_tagger",
 )
 OPTIONS: dict[str, Any] = {"policy": "opara", "launch_order": "opara"}
-SLOW = ("nasnet_large", "randwire")
+SLOW = ("nasnet_large", "randwire", "inception_v3")
 
 # Tests of one file share what a model was compiled to; compiling it is what takes time.
 _records: dict[str, GraphRecord] = {}
