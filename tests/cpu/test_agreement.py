@@ -55,7 +55,7 @@ def record_of(agree: Agree) -> RecordOf:
 
 
 def over(*names: str) -> pytest.MarkDecorator:
-    slow = [pytest.param(name, marks=pytest.mark.slow) for name in names if name in SLOW]
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in dict.fromkeys(names) if name in SLOW]
     return pytest.mark.parametrize("name", [*(n for n in names if n not in SLOW), *slow])
 
 
