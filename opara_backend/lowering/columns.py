@@ -70,6 +70,8 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
     """Who reads which columns of `product`, or of a view of it with as many; nothing if not all of them read equally
     many, apart from one another."""
     whole, width = product, product.meta["val"].shape[-1]
+    if not isinstance(width, int):
+        return {}
     while len(whole.users) == 1 and (user := next(iter(whole.users))).target in _VIEWS:
         shape = user.meta["val"].shape
         if not (shape[-1] == width == shape.numel()):  # columns that are no longer the last
@@ -87,10 +89,10 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
     return parts if len(bounds) > 1 and even and apart else {}
 
 
-def _columns_read(user: Node, width: Any, axes: int) -> dict[Node, tuple[int, int]] | None:
+def _columns_read(user: Node, width: int, axes: int) -> dict[Node, tuple[int, int]] | None:
     """The parts that `user` cuts from the last dimension; None if it does something else."""
     given: tuple[Any, ...] = arguments(user)[1:]
-    if user.kwargs or not isinstance(width, int):
+    if user.kwargs:
         return None
     if user.target is torch.ops.aten.slice.Tensor:
         defaults: tuple[Any, ...] = (0, None, None, 1)

@@ -70,6 +70,11 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
         _request.reset(token)
 
 
+def under_way() -> bool:
+    """True while a graph that this thread compiles comes out as a program: training's does not."""
+    return _request.get() is not None
+
+
 def _joins() -> bool:
     request = _request.get()
     return request is not None and request.join_small

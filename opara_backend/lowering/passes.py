@@ -18,13 +18,14 @@ from opara_backend._version import __version__
 from opara_backend.lowering import gemv, joining, patches
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
+from opara_backend.lowering.inductor import under_way
 
 REWRITES = ("fuse_gemv", "join_small", "unfold_patches")
 """Options that change which kernels there are, and so what the caches hold."""
 
 
 class OwnPass(upstream.CustomGraphPass):
-    """Rewrites a graph as asked to, after `inner`, a pass of the user's.
+    """Rewrites a graph that we lower as asked to, after `inner`, a pass of the user's; training's is left to Inductor.
 
     asked: which of `REWRITES`. labels: enter the cache keys too, and so do rewrites made elsewhere (`joining`).
     """
@@ -35,6 +36,8 @@ class OwnPass(upstream.CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         if self.inner is not None:
             self.inner(graph)
+        if not under_way():
+            return
         if "unfold_patches" in self.asked:
             patches.unfold_patches(graph)
         if "fuse_gemv" in self.asked and gemv.fuse_gemv(graph):

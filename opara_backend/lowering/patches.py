@@ -12,7 +12,6 @@ rows are laid out by one elementwise kernel.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch.fx import Graph, Node
@@ -54,18 +53,24 @@ def _of_patches(node: Node) -> bool:
 
 def _product(do: Writer, image: Node, weight: Node, bias: Node | None) -> Node:
     aten = torch.ops.aten
-    shape: list[Any] = list(image.meta["val"].shape)
+    count, channels, *extent = image.meta["val"].shape
     filters, _, *window = weight.meta["val"].shape
-    axes, patches = len(window), [size // step for size, step in zip(shape[2:], window, strict=True)]
-    # (n, c, h * k, w * l) -> (n, c, h, k, w, l) -> (n, h, w, c, k, l) -> (n * h * w, c * k * l)
+    axes, patches = len(window), [size // step for size, step in zip(extent, window, strict=True)]
+    # (n, c, h * k, w * l) -> (n, c, h, k, w, l) -> (n, h, w, c, k, l): a row is a patch, in the order of the weights.
     cut = [part for pair in zip(patches, window, strict=True) for part in pair]
-    split = do(aten.reshape.default, image, [*shape[:2], *cut])
-    across = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
-    summed = shape[1] * math.prod(window)
-    rows = do(aten.reshape.default, do(aten.permute.default, split, across), [shape[0] * math.prod(patches), summed])
-    matrix = do(aten.permute.default, do(aten.reshape.default, weight, [filters, summed]), [1, 0])
-    made = do(aten.mm.default, rows, matrix) if bias is None else do(aten.addmm.default, bias, rows, matrix)
-    image_of_filters = do(aten.reshape.default, made, [shape[0], *patches, filters])
+    split = do(aten.reshape.default, image, [count, channels, *cut])
+    within, flat = [1, *range(3, 3 + 2 * axes, 2)], weight
+    if not weight.meta["val"].is_contiguous():  # channels last, or a copy would be made of them at every call
+        within = [*within[1:], 1]
+        flat = do(aten.permute.default, weight, [0, *range(2, 2 + axes), 1])
+    rows = do(aten.permute.default, split, [0, *range(2, 2 + 2 * axes, 2), *within])
+    size = [count * math.prod(patches), channels * math.prod(window)]
+    operands = [
+        do(aten.reshape.default, rows, size),
+        do(aten.permute.default, do(aten.reshape.default, flat, [filters, size[1]]), [1, 0]),
+    ]
+    made = do(aten.mm.default, *operands) if bias is None else do(aten.addmm.default, bias, *operands)
+    image_of_filters = do(aten.reshape.default, made, [count, *patches, filters])
     result = do(aten.permute.default, image_of_filters, [0, axes + 1, *range(1, axes + 1)])
     # Views of it count on the strides that it had.
     if result.meta["val"].stride() == do.place.meta["val"].stride():

@@ -150,3 +150,16 @@ def test_models_at_batch_1_ask_no_library_for_products(name: str, agree: Agree) 
     inputs = model.inputs(1)
     (record,) = agree(model.build(), lambda call: tuple(t.clone() for t in inputs), options=ON, planned=False)
     assert [call for call in libraries(record) if "mm" in call] == []
+
+
+def test_training_is_left_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    rewritten: list[int] = []
+    monkeypatch.setattr(gemv, "fuse_gemv", lambda graph: rewritten.append(1) or 0)
+    layer, x = nn.Linear(24, 40), torch.randn(1, 24)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        call = torch.compile(layer, backend="opara", options=ON)
+        call(x).sum().backward()
+        assert rewritten == []
+        with torch.no_grad():
+            call(x)
+        assert rewritten == [1]

@@ -70,6 +70,18 @@ def test_patches_are_multiplied(case: str, last: bool, agree: Agree) -> None:
     assert convolutions(found) == 0
 
 
+def test_weights_are_read_where_they_are(agree: Agree) -> None:
+    """Channels last too: their order is that of the rows then, and no copy is made at every call."""
+    images = torch.randn(3, 1, 4, 12, 8)
+    for kept in (torch.contiguous_format, torch.channels_last):
+        torch._dynamo.reset()
+        model = Followed(nn.Conv2d, kernel_size=4, stride=4).to(memory_format=kept)
+        (record,) = agree(model, lambda call: (images[call],), options=ON)
+        (product,) = (kernel for kernel in record.graph.kernels if "mm" in kernel.call)
+        inputs = {buffer.name for buffer in record.graph.buffers if buffer.kind == "input"}
+        assert len(inputs & set(product.reads)) == 2, "weights and bias"
+
+
 @pytest.mark.parametrize("case", OTHERS)
 def test_other_convolutions_stay(case: str, agree: Agree) -> None:
     kind, arguments, shape = OTHERS[case]
