@@ -121,7 +121,7 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     own: dict[str, Any] = {}
     passed: dict[str, Any] = dict(modes[mode]) if mode is not None else {}
     for key, value in (options or {}).items():
-        name = str(key).replace("-", "_")  # as torch.compile does
+        name = _name(key)
         if name in ACCEPTED:
             own[name] = _check(name, value)
         elif name in known:
@@ -134,7 +134,7 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
 
 def without_effect(options: Mapping[str, Any] | None) -> list[str]:
     """Which of the options given (`parse` has checked them) decide nothing beside the others on a GPU, and why."""
-    given = {str(key).replace("-", "_"): value for key, value in (options or {}).items()}
+    given = {_name(key): value for key, value in (options or {}).items()}
     policy = given.get("policy", Options.policy)
     if policy == "auto":
         why = "which tries several orders: name a policy with it"
@@ -145,6 +145,10 @@ def without_effect(options: Mapping[str, Any] | None) -> list[str]:
         for key in ("candidates", "search_seconds")
         if key in given
     ]
+
+
+def _name(key: Any) -> str:
+    return str(key).replace("-", "_")  # as torch.compile does
 
 
 def _check(key: str, value: Any) -> Any:

@@ -120,7 +120,7 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
     nodes = list(_fx_nodes(origin))
     for fx_node in nodes:
         packet, operands = getattr(fx_node.target, "overloadpacket", None), fx_node.args
-        of_vector = fx_node.target is gemv.operator()
+        of_vector = gemv.is_product(fx_node.target)
         try:
             value = _concrete(fx_node.meta.get("val"))
             if of_vector:

@@ -1,15 +1,15 @@
 """Products of one row or one column as reductions, which Inductor fuses with what surrounds them.
 
 Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a
-vector and a matrix are one `operator` each. Must not change: products of other shapes, or that a library reads better:
-those of integers, and those whose sums run across the matrix's rows in memory.
+vector and a matrix are one `operator` each. Must not change: products of other shapes or types, and those whose sums
+run across the matrix's rows in memory.
 
 At batch 1 a product reads every weight once and computes next to nothing. cuBLAS runs its kernels for matrices all the
-same, in tiles that but for one row are padding: on an H200 with 164 KiB of shared memory a block, so that no other
-kernel finds room on the multiprocessor, and with a workspace a stream. Reductions take neither. Those that read the
-same vector become one kernel (query, key and value; gate and up; every expert of a layer), and bias, activation and
-residual are computed where the sum is. Inductor does this itself under `coordinate_descent_tuning`, but not where
-there is a bias (torch/_inductor/decomposition.py, `mm`).
+same, in tiles that but for one row are padding: on an H200 a block takes 164 KiB of shared memory and nearly all
+registers, so that no other kernel finds room on the multiprocessor, and a stream a workspace. Reductions do not. Those
+that read the same vector become one kernel (query, key and value; gate and up; every expert of a layer), and bias,
+activation and residual are computed where the sum is. Inductor does this itself under `coordinate_descent_tuning`, but
+not where there is a bias (torch/_inductor/decomposition.py, `mm`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from opara_backend import upstream
+from opara_backend.lowering.rewriting import Writer
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FEW = 4  # outputs that share a vector, up to which computing it anew for each costs less than storing it first
+FEW = 4  # outputs that share a vector, up to which each computes it anew; chosen, not measured
 
 
 def fuse_gemv(graph: torch.fx.Graph) -> int:
@@ -41,10 +42,7 @@ def fuse_gemv(graph: torch.fx.Graph) -> int:
             continue
         if not _reads_a_matrix_once(*(operand.meta.get("val") for operand in operands[:2])):
             continue
-        with graph.inserting_before(node):
-            made = graph.call_function(operator(), operands)
-        made.meta.update(node.meta)  # its shape, and the names and lines that kernels are called by
-        node.replace_all_uses_with(made)
+        node.replace_all_uses_with(Writer(graph, node)(operator(), *operands))
         graph.erase_node(node)
         found += 1
     return found
@@ -95,6 +93,11 @@ def _shape(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 def operator() -> torch._ops.OpOverload:
     """`product` as an operator that Inductor knows how to lower; registered when first asked for."""
     return _registered()[0]
+
+
+def is_product(target: Any) -> bool:
+    """True if `target` is `operator()`, which is not registered for the question."""
+    return isinstance(target, torch._ops.OpOverload) and target.namespace == "opara_backend"
 
 
 @functools.cache

@@ -60,10 +60,10 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
     token = _request.set(request)
     try:
         with (
-            upstream.inductor_config.patch({**PATCHES, **(joining.settings() if request.join_small else {})}),
+            upstream.inductor_config.patch(PATCHES),
             upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
             upstream.waiting_whatever_ran_before(),
-            upstream.joining_kernels_by(joining.groups, _joins),
+            joining.joined(under_way) if request.join_small else contextlib.nullcontext(),
         ):
             yield
     finally:
@@ -73,11 +73,6 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
 def under_way() -> bool:
     """True while a graph that this thread compiles comes out as a program: training's does not."""
     return _request.get() is not None
-
-
-def _joins() -> bool:
-    request = _request.get()
-    return request is not None and request.join_small
 
 
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):

@@ -2,15 +2,17 @@
 
 Takes: Inductor's scheduler, its kernels fused. Gives: groups of kernels to be joined. Must not change: anything.
 
-A launch costs more than a small kernel's work: a recommender looks up a row in each of 26 tables, and 26 launches take
-longer than they would alone on a slow GPU's memory. Inductor joins whatever is equally deep in the graph, large kernels
-too, which makes convolutional networks several times slower (docs/results.md). Here only elementwise kernels of few
+A small kernel's work takes less than its launch, and a recommender looks up a row in each of its tables, one launch
+each. Inductor joins whatever is equally deep in the graph, large kernels too, which made convolutional networks two to
+five times slower (docs/results.md). Here only elementwise kernels of few
 elements are joined, and only those that wait for the same kernels: then none starts later than it would have, and who
 waits for one of them waits for others that are over at the same time.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import sympy
@@ -19,7 +21,14 @@ from opara_backend import upstream
 
 DEVICES = ("cuda",)
 FEW = 16_384
-"""Elements up to which a kernel counts as small; at 4 bytes they take a GPU less than the launch."""
+"""Elements up to which a kernel counts as small: 64 KiB at 4 bytes each. Chosen, not measured."""
+
+
+@contextlib.contextmanager
+def joined(asked: Callable[[], bool]) -> Iterator[None]:
+    """Let Inductor join `groups` while the block runs, wherever `asked()` says so."""
+    with upstream.inductor_config.patch(settings()), upstream.joining_kernels_by(groups, asked):
+        yield
 
 
 def settings() -> dict[str, Any]:
@@ -46,9 +55,8 @@ def groups(scheduler: Any) -> list[list[Any]]:
 
 
 def _small(node: Any) -> bool:
-    if not isinstance(node, upstream.SchedulerNode | upstream.FusedSchedulerNode):
-        return False
-    if isinstance(node, upstream.ForeachKernelSchedulerNode) or node.is_template() or node.is_reduction():
+    # Of these, Inductor itself leaves out what it cannot join.
+    if not isinstance(node, upstream.SchedulerNode | upstream.FusedSchedulerNode) or node.is_reduction():
         return False
     device, elements = node.get_device(), [part.node.get_numel() for part in node.get_nodes()]
     # A symbol's value may be any: what is not a number is not joined.

@@ -15,7 +15,7 @@ import torch
 
 from opara_backend import upstream
 from opara_backend._version import __version__
-from opara_backend.lowering import gemv, joining, patches
+from opara_backend.lowering import gemv, patches
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 from opara_backend.lowering.inductor import under_way
@@ -46,8 +46,7 @@ class OwnPass(upstream.CustomGraphPass):
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""
-        devices = (gemv.DEVICES, joining.DEVICES, patches.DEVICES) if self.asked else ()
-        mark = ("opara_backend", __version__, lowering_hash(), self.labels, self.asked, devices)
+        mark = ("opara_backend", __version__, lowering_hash(), self.labels, self.asked)
         if self.inner is None:
             return mark
         inner = self.inner.uuid() if hasattr(self.inner, "uuid") else None
@@ -70,7 +69,6 @@ def lowering_hash() -> str:
     """Hash of the sources that decide the emitted text: a changed lowering never meets a module of the old one."""
     package = pathlib.Path(__file__).parent
     digest = hashlib.sha256()
-    upstream_sources = sorted((package.parent / "upstream").glob("*.py"))
-    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", *upstream_sources):
+    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", package.parent / "upstream.py"):
         digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -4,9 +4,9 @@ Takes: an inference graph before Inductor's own passes. Gives: the same graph, i
 its kernel's size (the first layer of a vision transformer, a downsampling layer of ConvNeXt) is a product of the
 patches, laid out as rows, and the weights. Must not change: sizes, strides and values of its result, but for rounding.
 
-cuDNN has no good kernel for these at batch 1: the one of ViT-B/16 takes 104 us in float16 on an H200, a sixth of the
-model (bench/kernel_graphs/vit_b16-float16.json.gz); the product does the same work in a tenth of that time, and the
-rows are laid out by one elementwise kernel.
+cuDNN has no good kernel for these at batch 1: the one of ViT-B/16 takes 104 us in float16 on an H200, of the 697 us
+that the model's kernels take one by one (bench/kernel_graphs/vit_b16-float16.json.gz). A product of 196 rows is what
+the layers after it are made of; its rows are laid out by one elementwise kernel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opara_backend.lowering.rewriting import Writer, arguments
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SUMMED = 128
-"""Elements of a patch from which a product is used: of smaller ones cuDNN reads many at once."""
+"""Elements of a patch from which a product is used. Chosen, not measured."""
 
 
 def unfold_patches(graph: Graph) -> int:

@@ -27,7 +27,6 @@ PROCESS = """
 import json, sys
 import torch
 from torch._dynamo.utils import counters
-from opara_backend import upstream
 from opara_backend.report.record import collect
 
 backend, options = sys.argv[1], json.loads(sys.argv[2])
