@@ -33,6 +33,7 @@ class Options:
     max_captures: int = 16
     fallback: str = "warn"
     in_place: bool = True
+    fuse_convolutions: bool = False
     fuse_gemv: bool = False
     join_small: bool = False
     unfold_patches: bool = False
@@ -63,6 +64,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
     "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
+    "fuse_convolutions": _Accepts("convolutions with batch norm, residual and ReLU as one cuDNN kernel, on CUDA"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
     "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),

@@ -99,6 +99,7 @@ __all__ = [
     "compiled_with",
     "counters",
     "current_compile_id",
+    "extern_call",
     "forbid_access",
     "forget_compiled",
     "has_ordered_effect",
@@ -106,6 +107,7 @@ __all__ = [
     "inductor_option_names",
     "is_cudnn_convolution",
     "joining_kernels_by",
+    "laid_out_for_convolution",
     "list_mode_options",
     "lowerings",
     "same_addresses",
@@ -147,6 +149,27 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
     from torch._inductor.lowering import lowerings as found
 
     return found
+
+
+def laid_out_for_convolution(operand: Any, result: Any) -> Any:
+    """The box of an operand, laid out as Inductor lays out those of the convolution that has the box `result`.
+
+    Seen 2.11, 2.13, 2.15 (torch/_inductor/kernel/conv.py). Without it a library copies its operands at every call.
+    """
+    from torch._inductor import ir
+
+    operand.realize()
+    if V.graph.layout_opt:
+        return ir.ExternKernel.require_channels_last(operand)
+    order = ir.get_stride_order(result.get_layout().stride, V.graph.sizevars.shape_env)
+    return ir.ExternKernel.require_stride_order(operand, order)
+
+
+def extern_call(operator: torch._ops.OpOverload, *args: Any) -> Any:
+    """The box of what a call of `operator` returns, which allocates it. Seen 2.11, 2.13, 2.15."""
+    from torch._inductor import ir
+
+    return ir.TensorBox.create(ir.FallbackKernel.create(operator, *args))
 
 
 def break_behind(gm: torch.fx.GraphModule) -> tuple[str, str] | None:

@@ -1,13 +1,17 @@
 """Library calls of generated modules that no operator of torch's makes as they are needed.
 
-Takes: tensors. Gives: nothing; outputs are filled. Must not change: anything but those.
+Takes: tensors. Gives: outputs, filled or new. Must not change: anything but those.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 def convolution_out(
@@ -35,3 +39,36 @@ def convolution_out(
     torch.ops.aten.cudnn_convolution.out(
         x, weight, padding, stride, dilation, groups, cudnn.benchmark, deterministic, tf32, out=out
     )
+
+
+def convolution_relu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    residual: torch.Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> torch.Tensor:
+    """`relu(convolution(x, weight) + bias + residual)` of images `(n, c, h, w)`, as one kernel of cuDNN's on a GPU.
+
+    Where cuDNN has been switched off, or has no such kernel for these sizes and types, which is said once, in parts.
+    """
+    if x.is_cuda and torch.backends.cudnn.enabled:
+        try:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+            return torch.cudnn_convolution_add_relu(x, weight, residual, 1, bias, stride, padding, dilation, groups)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError | torch.AcceleratorError):
+                raise
+            _say_once(f"cuDNN cannot compute {tuple(x.shape)} * {tuple(weight.shape)} in {x.dtype} as one: {error}")
+    settings = (stride, padding, dilation, False, [0] * len(stride), groups)
+    result: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *settings)
+    return (result if residual is None else result.add_(residual)).relu_()
+
+
+@functools.lru_cache(maxsize=256)
+def _say_once(message: str) -> None:
+    log.warning("%s; computed in parts, which fuse_convolutions=False does faster", message)

@@ -97,7 +97,7 @@ def operator() -> torch._ops.OpOverload:
 
 def is_product(target: Any) -> bool:
     """True if `target` is `operator()`, which is not registered for the question."""
-    return isinstance(target, torch._ops.OpOverload) and target.namespace == "opara_backend"
+    return isinstance(target, torch._ops.OpOverload) and target.name() == "opara_backend::gemv"
 
 
 @functools.cache

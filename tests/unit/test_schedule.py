@@ -233,3 +233,10 @@ def test_an_earlier_wait_of_its_own_stream_is_enough() -> None:
 def test_counts() -> None:
     assert (VALID.streams, VALID.wait_count) == (2, 2)
     assert (Schedule((), (), ()).streams, Schedule((), (), ()).wait_count) == (0, 0)
+
+
+def test_schedules_that_launch_alike_are_told_from_others_whoever_made_them() -> None:
+    assert replace(VALID, policy="another").launches == VALID.launches
+    for other in (replace(VALID, stream=(0,) * len(VALID.stream)), replace(VALID, order=VALID.order[::-1])):
+        assert other.launches != VALID.launches
+    assert replace(VALID, waits=((),) * len(VALID.waits)).launches != VALID.launches

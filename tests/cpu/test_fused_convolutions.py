@@ -1,0 +1,242 @@
+"""Convolutions with what follows them as one kernel: the same sizes, strides and values, and which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from opara_backend.lowering import fused_convolutions
+from opara_backend.report.record import GraphRecord, collect
+from tests.agreement import Agree
+
+ON = {"fuse_convolutions": True}
+
+
+@pytest.fixture(autouse=True)
+def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_convolutions, "DEVICES", ("cpu",))
+
+
+def calls(records: list[GraphRecord]) -> list[str]:
+    """What is left of every library's kernel: `fused` or `alone`."""
+    (record,) = records
+    named = [kernel.call for kernel in record.graph.kernels if "convolution" in kernel.call and kernel.kind != "cpp"]
+    return ["fused" if "convolution_relu" in call else "alone" for call in named]
+
+
+def settled(norm: nn.Module) -> nn.Module:
+    """A batch norm that has seen batches, with a scale and shift of its own."""
+    for value in (*norm.parameters(), *norm.buffers()):
+        if value.is_floating_point():
+            nn.init.uniform_(value, 0.5, 2.0)
+    return norm
+
+
+class Layer(nn.Module):
+    """convolution -> `between` -> ReLU -> convolution, and what the first ReLU gives beside."""
+
+    def __init__(self, between: Callable[[Tensor, Tensor], Tensor], **arguments: Any) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(4, 6, 3, padding=1, **arguments), nn.Conv2d(6, 4, 1)
+        self.norm, self.other = settled(nn.BatchNorm2d(6)), settled(nn.BatchNorm2d(6))
+        self.scale = nn.Parameter(torch.rand(6, 1, 1))
+        self.between = between.__get__(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.between(self.first(x)).relu())
+
+
+def _normed(self: Any, y: Tensor) -> Tensor:
+    return self.norm(y)
+
+
+def _normed_twice(self: Any, y: Tensor) -> Tensor:
+    return self.other(self.norm(y))
+
+
+def _scaled(self: Any, y: Tensor) -> Tensor:
+    return self.scale * y
+
+
+def _shifted(self: Any, y: Tensor) -> Tensor:
+    return self.scale + y
+
+
+def _as_it_is(self: Any, y: Tensor) -> Tensor:
+    return y
+
+
+def _reversed(self: Any, y: Tensor) -> Tensor:
+    return self.scale - y
+
+
+def _by_row(self: Any, y: Tensor) -> Tensor:
+    return y + self.scale.mT.reshape(1, 6)[:, :1]
+
+
+def _rolled(self: Any, y: Tensor) -> Tensor:
+    return y * torch.linspace(0, 1, y.shape[-1])
+
+
+def _read_twice(self: Any, y: Tensor) -> Tensor:
+    return self.norm(y) * y.mean()
+
+
+def _bounded(self: Any, y: Tensor) -> Tensor:
+    return self.norm(y).tanh()
+
+
+FUSED = {
+    "batch norm": (_normed, {"bias": False}),
+    "batch norm and bias": (_normed, {}),
+    "two batch norms": (_normed_twice, {"bias": False}),
+    "bias": (_as_it_is, {}),
+    "scale": (_scaled, {"bias": False}),
+    "scale and bias": (_scaled, {}),
+    "shift": (_shifted, {"bias": False}),
+    "stride": (_normed, {"stride": 2}),
+    "dilation": (_normed, {"dilation": 2}),
+}
+LEFT = {
+    "nothing to add": (_as_it_is, {"bias": False}),
+    "taken from something": (_reversed, {}),
+    "of a column": (_rolled, {}),
+    "read twice": (_read_twice, {}),
+    "another function": (_bounded, {}),
+    "groups": (_normed, {"groups": 2}),
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("case", FUSED)
+def test_what_follows_is_fused(case: str, last: bool, agree: Agree) -> None:
+    between, arguments = FUSED[case]
+    model, images = Layer(between, **arguments).eval(), torch.randn(3, 2, 4, 9, 7)
+    if last:
+        model, images = model.to(memory_format=torch.channels_last), images.transpose(2, 4).contiguous().transpose(2, 4)
+    assert calls(agree(model, lambda call: (images[call],), options=ON)) == ["fused", "alone"]
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_others_stay(case: str, agree: Agree) -> None:
+    between, arguments = LEFT[case]
+    images = torch.randn(3, 2, 4, 9, 7)
+    found = agree(Layer(between, **arguments).eval(), lambda call: (images[call],), options=ON)
+    assert calls(found) == ["alone", "alone"]
+
+
+class Residual(nn.Module):
+    """Two convolutions and a sum with what went into them, as in a ResNet."""
+
+    def __init__(self, projected: bool) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(settled(nn.BatchNorm2d(6)) for _ in range(3))
+        self.project = nn.Conv2d(6, 6, 1, bias=False) if projected else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norms[1](self.second(self.norms[0](self.first(x)).relu()))
+        return (y + (x if self.project is None else self.norms[2](self.project(x)))).relu()
+
+
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_sum_with_another_image_is_fused(projected: bool, agree: Agree) -> None:
+    model, images = Residual(projected).eval(), torch.randn(3, 2, 6, 9, 7)
+    found = agree(model, lambda call: (images[call],), options=ON)
+    assert sorted(calls(found)) == (["alone"] if projected else []) + ["fused", "fused"]
+
+
+def test_a_sum_with_itself_and_with_a_row_is_no_residual(agree: Agree) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(3))
+
+        def forward(self, x: Tensor, row: Tensor) -> Tensor:
+            y = self.layers[0](x)
+            y = (y + y).relu()
+            return self.layers[2]((self.layers[1](y) + row).relu())
+
+    images = torch.randn(3, 2, 4, 5, 5)
+    found = agree(Odd(), lambda call: (images[call], images[call, 0, 0, 0]), options=ON)
+    assert calls(found) == ["alone"] * 3
+
+
+def test_parts_of_a_concatenation_are_written_where_they_belong(agree: Agree) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.left(self.inner(x).relu()).relu(), self.right(x).relu()], 1)
+
+    images = torch.randn(3, 2, 4, 9, 7)
+    assert calls(agree(Branches(), lambda call: (images[call],), options=ON)) == ["fused", "alone", "alone"]
+
+
+def test_weights_that_change_are_seen() -> None:
+    model, x = Layer(_normed).eval(), torch.randn(2, 4, 9, 7)
+    compiled = torch.compile(model, backend="opara", fullgraph=True, options=ON)
+    with torch.no_grad():
+        for call in range(3):
+            model.norm.running_mean.fill_(float(call))
+            model.norm.weight.fill_(1.0 + call)
+            model.first.weight.mul_(1.0 + call)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounding_is_that_of_the_type(dtype: torch.dtype) -> None:
+    """Off by as much as eager from the same in double precision, or less than twice as much."""
+    model, x = Layer(_normed).eval(), torch.randn(2, 4, 9, 7, dtype=dtype)
+    model = model.to(dtype)
+    with torch.no_grad(), collect() as records:
+        result = torch.compile(model, backend="opara", fullgraph=True, options=ON)(x)
+        eager, exact = model(x), model.double()(x.double())
+    assert calls(records) == ["fused", "alone"]
+    assert (result.double() - exact).abs().max() < 2 * (eager.double() - exact).abs().max() + torch.finfo(dtype).eps
+
+
+def test_dynamic_sizes(agree: Agree) -> None:
+    images = torch.randn(4, 5, 4, 9, 7)
+    model = Layer(_normed).eval()
+    found = agree(model, lambda call: (images[call, : 2 + call],), options=ON, dynamic=True)
+    assert calls(found) == ["fused", "alone"]
+
+
+def test_operations_are_those_of_the_convolution() -> None:
+    found = []
+    for options in ({}, ON):
+        torch._dynamo.reset()
+        with torch.no_grad(), collect() as records:
+            torch.compile(Layer(_normed).eval(), backend="opara", options=options)(torch.randn(2, 4, 9, 7))
+        found += [kernel.flops for kernel in records[0].graph.kernels if kernel.kind == "extern"][:1]
+    assert found == [pytest.approx(2 * 6 * 4 * 9 * (2 * 9 * 7), rel=0.01)] * 2
+
+
+PROCESS = """
+import json, sys, torch
+from opara_backend.lowering import fused_convolutions
+from opara_backend.report.record import collect
+from torch._dynamo.utils import counters
+
+fused_convolutions.DEVICES = ("cpu",)
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Conv2d(4, 6, 3), torch.nn.ReLU(), torch.nn.Conv2d(6, 4, 1))
+x = torch.ones(1, 4, 8, 8)
+with torch.no_grad(), collect() as records:
+    compiled = torch.compile(model, backend="opara", options={"fuse_convolutions": True})
+    right = torch.allclose(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+calls = [kernel.call for kernel in records[0].graph.kernels if "convolution_relu" in kernel.call]
+print(json.dumps([right, len(calls), counters["inductor"]["fxgraph_cache_hit"]]))
+"""
+
+
+def test_a_module_out_of_a_cache_finds_the_operator(run_python: Callable[..., Any], tmp_path: Path) -> None:
+    assert [run_python(PROCESS, cache=tmp_path) for _ in range(2)] == [[True, 1, 0], [True, 1, 1]]
