@@ -117,7 +117,8 @@ class Runtime:
         """
         chosen = self.options
         if chosen.policy == "auto" and profile.device is not None:
-            return candidates(graph, profile, count=chosen.candidates, streams=chosen.streams, near=near)
+            width, over = chosen.streams, chosen.in_place
+            return candidates(graph, profile, count=chosen.candidates, streams=width, near=near, in_place=over)
         policy = "opara" if chosen.policy == "auto" else chosen.policy
         return (build(graph, profile, policy=policy, launch_order=chosen.launch_order, streams=chosen.streams),)
 

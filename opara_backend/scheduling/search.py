@@ -15,13 +15,17 @@ from dataclasses import replace
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.in_place import written_in_place
 from opara_backend.scheduling.launch_order import random
 from opara_backend.scheduling.policies import build, draft, in_a_row, stream_policy
 from opara_backend.scheduling.schedule import Schedule, verify
 from opara_backend.scheduling.simulator import simulate
 
-# (policy, launch order, streams); None stands for the width allowed. Few streams first: they were best most often.
-MENU: tuple[tuple[str, str, int | None], ...] = (
+Dish = tuple[str, str, int | None]
+"""A policy, a launch order and a number of streams; None stands for the width allowed."""
+
+# Few streams first: they were best most often.
+MENU: tuple[Dish, ...] = (
     ("list_k", "critical_path", 4),
     ("opara", "opara", None),
     ("list_k", "critical_path", 3),
@@ -45,25 +49,37 @@ MENU: tuple[tuple[str, str, int | None], ...] = (
     ("wavefront", "program", 4),
 )
 RANDOM_CANDIDATES = 240
+FEW = 3  # candidates of several streams from which on one is tried with kernels that write in place, too
 NOISE = 1.005  # times the fastest: what is measured closer together changes places when measured again
 
 
 def candidates(
-    graph: KernelGraph, profile: Profile, *, count: int, streams: int, near: Schedule | None = None
+    graph: KernelGraph,
+    profile: Profile,
+    *,
+    count: int,
+    streams: int,
+    near: Schedule | None = None,
+    in_place: bool = True,
 ) -> tuple[Schedule, ...]:
     """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted.
 
     near: what won for other sizes of the same graph. It comes second, and half as many others are tried beside it.
+    in_place: where kernels could write over more of what they read if they waited for others, the best predicted comes
+    that way as well, last.
     """
     if near is not None and 1 < near.streams <= streams and count > 1:
         verify(graph, near)
-        first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams)
+        first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams, in_place=in_place)
         return (first, near, *(other for other in rest if other.launches != near.launches))[:count]
     sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
-    for schedule in _menu(graph, profile, streams):
-        if schedule.streams > 1:
+    dishes: dict[tuple[object, ...], Dish] = {}
+    for dish in MENU:
+        schedule = _built(graph, profile, dish, streams)
+        if schedule is not None and schedule.streams > 1:
             others.setdefault(schedule.launches, schedule)
+            dishes.setdefault(schedule.launches, dish)
     if others:  # else there is nothing to run side by side
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
@@ -74,7 +90,12 @@ def candidates(
     device = profile.device
     if device is not None and len(ranked) >= count:
         ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
-    return (sequential, *ranked[: max(0, count - 1)])
+    ranked = ranked[: max(0, count - 1)]
+    if in_place and len(ranked) >= FEW and ranked[0].launches in dishes:
+        patient = _built(written_in_place(graph), profile, dishes[ranked[0].launches], streams)
+        if patient is not None and patient.streams > 1 and all(patient.launches != r.launches for r in ranked):
+            ranked[count - 2 :] = [replace(patient, policy=f"{patient.policy}, in place")]
+    return (sequential, *ranked)
 
 
 def kept(candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequence[float]) -> int:
@@ -88,10 +109,11 @@ def kept(candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequenc
     return min(alike, key=lambda i: (candidates[i].streams, arenas[i], seconds[i], i))
 
 
-def _menu(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:
-    for policy, order, width in MENU:
-        if width is None or width <= streams:
-            yield build(graph, profile, policy=policy, launch_order=order, streams=width or streams)
+def _built(graph: KernelGraph, profile: Profile, dish: Dish, streams: int) -> Schedule | None:
+    policy, order, width = dish
+    if width is not None and width > streams:
+        return None
+    return build(graph, profile, policy=policy, launch_order=order, streams=width or streams)
 
 
 def _random(graph: KernelGraph, profile: Profile, streams: int) -> Iterator[Schedule]:

@@ -16,12 +16,16 @@ from opara_backend.memory import (
     MemoryPlan,
     MemoryPlanError,
     Placement,
+    accesses_of,
     ancestors_of,
     plan_memory,
     replaces,
     verify_memory,
 )
-from opara_backend.scheduling.schedule import Schedule, with_waits
+from opara_backend.profiling.profile import build_profile
+from opara_backend.scheduling.in_place import written_in_place
+from opara_backend.scheduling.policies import build
+from opara_backend.scheduling.schedule import Schedule, verify, with_waits
 from tests import reference
 from tests.strategies import graph_of, graphs_written_in_place, scheduled_graphs
 
@@ -244,3 +248,44 @@ def test_pairs_survive_the_way_through_json_and_are_checked() -> None:
     assert plan_memory(again, schedule) == plan_memory(graph, schedule)
     with pytest.raises(Exception, match="in place"):
         over(CHAIN, k1="c>b").verify()
+
+
+@given(graphs_written_in_place())
+def test_whoever_touches_a_buffer_comes_before_the_kernel_that_could_write_over_it(
+    found: tuple[KernelGraph, Schedule],
+) -> None:
+    """Then the planner writes in place under any schedule what it would on one stream, but for parts and outputs."""
+    graph, _ = found
+    patient = written_in_place(graph)
+    assert replace(patient, edges=graph.edges) == graph
+    assert patient.edges[: len(graph.edges)] == graph.edges
+    profile = build_profile(graph, [1e-6] * len(graph), None, None)
+    row = build(graph, profile, policy="sequential", launch_order="program", streams=1)
+    wide = build(patient, profile, policy="opara", launch_order="critical_path", streams=8)
+    verify(graph, wide)
+    before, after = ancestors_of(row), ancestors_of(wide)
+    apart = {*graph.outputs, *(b.name for b in graph.buffers if b.part_of), *(b.part_of for b in graph.buffers)}
+    touched = accesses_of(graph)
+    for index, kernel in enumerate(graph.kernels):
+        for read, written in kernel.inplace:
+            if not apart & {read, written} and replaces(index, touched[read], touched[written], before):
+                assert replaces(index, touched[read], touched[written], after)
+
+
+def test_who_else_reads_what_is_written_over_comes_first() -> None:
+    graph = over(graph_of(("in", "a"), ("a", "b"), ("a", "c"), buffers=sized("abc")), k2="a>c")
+    assert [(e.src, e.dst, e.kind) for e in written_in_place(graph).edges if e not in graph.edges] == [(1, 2, "ORDER")]
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        over(graph_of(("in", "a"), ("a", "b"), ("a", "c"), buffers=sized("abc")), k1="a>b"),  # not the last to read it
+        over(graph_of(("in", "a"), ("a", "b"), buffers=sized("ab")), k1="a>b"),  # nobody else reads it
+        over(graph_of(("in", "a"), ("a", "b"), ("a", "c"), buffers=[*sized("ab"), *sized("c", 512)]), k2="a>c"),
+        over(graph_of(("in", "a"), ("a", "b"), ("a", "c"), buffers=sized("abc"), outputs=("a",)), k2="a>c"),
+        over(graph_of(("in", "a"), ("a", "b"), ("a", "c"), buffers=sized("abc"), outputs=("c",)), k2="a>c"),
+    ],
+)
+def test_nobody_waits_where_nothing_can_be_written_over(graph: KernelGraph) -> None:
+    assert written_in_place(graph) is graph

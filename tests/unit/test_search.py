@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import plan_memory
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import build, in_a_row
-from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, happens_before, verify
 from opara_backend.scheduling.search import MENU, NOISE, candidates, kept
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
@@ -73,6 +74,24 @@ def test_beyond_the_menu_come_random_orders() -> None:
     found = candidates(FORK, FORK_PROFILE, count=60, streams=8)
     assert len(found) == 60
     assert sum("random" in schedule.policy for schedule in found) >= 60 - 1 - len(MENU)
+
+
+def test_the_best_predicted_is_tried_with_kernels_that_write_in_place_too() -> None:
+    """Kernel 7 reads last what 1 to 6 read, so it waits for them where it is to write over that."""
+    graph = replace(
+        FORK, kernels=(*FORK.kernels[:7], replace(FORK.kernels[7], inplace=(("b0", "b7"),)), FORK.kernels[8])
+    )
+    found = candidates(graph, FORK_PROFILE, count=6, streams=8)
+    without = candidates(graph, FORK_PROFILE, count=6, streams=8, in_place=False)
+    assert without == candidates(FORK, FORK_PROFILE, count=6, streams=8)
+    assert found[:5] == without[:5]
+    assert found[5].policy == f"{found[1].policy}, in place"
+    assert all(happens_before(found[5]).ordered(kernel, 7) for kernel in range(1, 7))
+    plans = [plan_memory(graph, schedule) for schedule in (found[1], found[5])]
+    places = [{p.buffer: p.offset for p in plan.placements} for plan in plans]
+    assert [place["b0"] == place["b7"] for place in places] == [False, True]
+    for count in (1, 2, 3):
+        assert candidates(graph, FORK_PROFILE, count=count, streams=8) == without[:count]
 
 
 def on(streams: int) -> Schedule:
