@@ -73,7 +73,8 @@ class KernelRow:
         """What is called, in short: `convolution`, `fused batch_norm relu`."""
         fused = _FUSED.match(self.call)
         if fused is None:
-            return self.call.removeprefix("extern_kernels.").removeprefix("torch.ops.").removeprefix("aten.")
+            called = self.call.removeprefix("extern_kernels.").removeprefix("torch.ops.").removesuffix(".default")
+            return called.removeprefix("aten.").removeprefix("opara_backend.")
         text = fused["operations"].replace("native_batch_norm_legit_no_training", "batch_norm")
         return f"fused {text.replace('_with_indices', '').strip('_')}"
 

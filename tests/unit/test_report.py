@@ -223,7 +223,7 @@ def test_shapes_and_calls_have_names_for_people() -> None:
     row = report_of("googlenet").shapes()[0].kernels[3]
     assert row.operation == "fused batch_norm_relu"
     assert row.label == "features.0.norm: fused batch_norm_relu"
-    assert replace(row, call="torch.ops.aten.topk.default", module="").label == "topk.default"
+    assert replace(row, call="torch.ops.aten.topk.default", module="").label == "topk"
     assert isinstance(row, KernelRow)
 
 
