@@ -117,7 +117,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `campaign`."""
     parser = commands.add_parser("campaign", help="the full run within a budget of minutes; resumable")
     parser.add_argument("--minutes", type=float, default=18.0, help="the whole budget; default 18")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="run again with it to go on")
+    parser.add_argument(
+        "--out", type=Path, default=Path("campaign"), metavar="FOLDER", help="default campaign; run again to go on"
+    )
     parser.add_argument("--compile-share", type=float, default=0.4, help="of the budget, at most; default 0.4")
     parser.add_argument("--workers", type=positive, default=max(1, (os.cpu_count() or 2) - 1), help="compiling at once")
     parser.add_argument("--gpus", nargs="+", metavar="GPU", help="as in CUDA_VISIBLE_DEVICES; default: all there are")

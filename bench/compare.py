@@ -4,8 +4,10 @@ Takes: two results files. Gives: a table of ratios with confidence intervals; ex
 can no longer be reported, or is gone; 2 if nothing could be compared. Must not change: anything. Imports no torch.
 
 Slower: the ratio is beyond the threshold, beyond what chance makes of the noise between processes in any of the ratios,
-*and* its whole interval lies above 1. With --base every time is taken
-relative to that backend's in the same round, so that two machines, or one that drifts, can be compared.
+*and* its whole interval lies above 1. The table says from where on a ratio counts. Variants that replay a CUDA Graph
+and those that do not, which wait for the host, are not equally noisy: neither is judged by the other's noise. With
+--base every time is taken relative to that backend's in the same round, so that two machines, or one that drifts, can
+be compared.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 from rich.table import Table
 
 from bench.samples import Case, Results, loaded
-from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative
+from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative, usual_noise
 from bench.tables import console, geometric_mean, table
 
 THRESHOLD, CONFIDENCE = 0.03, 0.99
@@ -28,12 +30,15 @@ COUNTED = ((SLOWER, "slower"), (BROKEN, "no longer reported"), (GONE, "only in t
 
 @dataclass(frozen=True)
 class Moved:
-    """One variant of one case. ratio: times as long as before; None where one side has no figure."""
+    """One variant of one case. ratio: times as long as before; None where one side has no figure. limit: the ratio
+    from which on it would count as slower. processes: of the side that has fewer."""
 
     case: Case
     backend: str
     ratio: Ratio | None
     verdict: str
+    limit: float | None = None
+    processes: int = 0
 
     @property
     def accepted(self) -> bool:
@@ -57,15 +62,23 @@ def compare(
         for backend in dict.fromkeys(row.backend for row in before.rows if row.case == case)
         if backend != base
     ]
-    noise = process_noise(side for _, _, old, new in pairs for side in (old, new) if side)
+    sides: dict[bool, list[Groups]] = {True: [], False: []}
+    for case, backend, old, new in pairs:
+        sides[_replays(before, case, backend)] += [side for side in (old, new) if side]
+    usual = {replays: usual_noise(found) for replays, found in sides.items()}
     for case, backend, old, new in pairs:
         if old and new:
             found = ratio(old, new, confidence=confidence)
-            chance = beyond(noise, old, new, confidence=confidence, comparisons=len(pairs))
-            yield Moved(case, backend, found, verdict(found, max(threshold, chance - 1)))
+            noise = max(usual[_replays(before, case, backend)], process_noise((old, new)))
+            limit = max(1 + threshold, beyond(noise, old, new, confidence=confidence, comparisons=len(pairs)))
+            yield Moved(case, backend, found, verdict(found, limit - 1), limit, min(len(old), len(new)))
         elif old:
             failed = any(r.case == case and r.backend == backend for r in after.rows)
             yield Moved(case, backend, None, BROKEN if failed else GONE)
+
+
+def _replays(results: Results, case: Case, backend: str) -> bool:
+    return any(row.replays for row in results.of(case, backend))
 
 
 def verdict(found: Ratio, threshold: float) -> str:
@@ -87,13 +100,14 @@ def groups(results: Results, case: Case, backend: str, base: str | None, clock: 
 
 def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[Table | str]:
     """What a person has to know of it."""
-    headings = ("case", "backend", "after / before", "interval", "verdict")
+    headings = ("case", "backend", "after / before", "interval", "counts from", "verdict")
     lines = [
         (
             " ".join(map(str, m.case)),
             m.backend,
             f"{m.ratio.value:.3f}" if m.ratio else "-",
             f"{m.ratio.low:.3f} to {m.ratio.high:.3f}" if m.ratio else "-",
+            f"{m.limit:.3f}" if m.limit else "-",
             m.verdict,
         )
         for m in moved
@@ -102,8 +116,10 @@ def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[
     different = [n for n in ("device", "driver", "torch", "cuda") if before.about[n] != after.about[n]]
     for name in different:
         yield f"not the same {name}: {before.about[name]} before, {after.about[name]} after"
-    if any(len({r.process for r in results.rows}) < 2 for results in (before, after)):
-        yield "one process on a side: what differs between processes is not part of the intervals; use --processes 3"
+    alone = sum(m.processes == 1 for m in moved)
+    if alone:
+        unknown = "what differs between processes is not part of their intervals; use --processes 3"
+        yield f"one process on a side in {alone} of {len(moved)}: {unknown}"
     ratios = [m.ratio.value for m in moved if m.ratio]
     if ratios:
         yield f"geometric mean of {len(ratios)}: {geometric_mean(ratios):.3f}"
@@ -119,7 +135,12 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--threshold", type=float, default=THRESHOLD, help=f"default {THRESHOLD}: 3 per cent")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=THRESHOLD,
+        help=f"how much slower is no regression whatever the noise; default {THRESHOLD}, 3 per cent",
+    )
     parser.add_argument("--confidence", type=float, default=CONFIDENCE, help=f"of the intervals; default {CONFIDENCE}")
     parser.add_argument("--base", metavar="BACKEND", help="compare times relative to this backend's")
     parser.add_argument("--allow-missing", action="store_true", help="what only the first file holds is no regression")

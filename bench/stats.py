@@ -4,11 +4,13 @@ Takes: samples of two sides, grouped by process. Gives: a ratio with a confidenc
 Must not change: anything. Deterministic: the bootstrap is seeded.
 
 Samples of one process are alike and processes differ, so the bootstrap draws processes first, then rounds in each. It
-knows little of three processes, and of a hundred ratios one is far off by chance: `beyond` is the second guard.
+knows little of three processes, and of a hundred ratios one is far off by chance: `beyond` is the second guard, with
+the noise that is usual (`usual_noise`) or, where that is more, a case's own (`process_noise`).
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -52,21 +54,33 @@ def relative(groups: Groups, base: Groups) -> list[list[float]]:
 
 
 def process_noise(sides: Iterable[Groups]) -> float:
-    """Standard deviation of a process's median, as a fraction, pooled over `sides`; 0 if none has two processes.
-
-    One case has too few processes to tell its noise; all cases of a run together have enough.
-    """
+    """Standard deviation of a process's median, as a fraction, pooled over `sides`; 0 if none has two processes."""
     squares, freedom = 0.0, 0
     for groups in sides:
-        logs = [math.log(_median(group)) for group in groups]
+        logs = _logs(groups)
         middle = statistics.fmean(logs)
         squares += sum((value - middle) ** 2 for value in logs)
         freedom += len(logs) - 1
     return math.sqrt(squares / freedom) if freedom else 0.0
 
 
+def usual_noise(sides: Iterable[Groups]) -> float:
+    """The same, of the case in the middle: from the median difference of two processes of one side.
+
+    One case has too few processes to tell its noise; all cases of a run together have enough. A few that are far
+    noisier, in which a library chose another kernel, say, leave it as it is, and the others' verdicts with it.
+    """
+    apart = [abs(one - other) for groups in sides for one, other in itertools.combinations(_logs(groups), 2)]
+    # Half of the differences of two normal values lie within 0.6745 * sqrt(2) standard deviations.
+    return statistics.median(apart) / (0.6745 * math.sqrt(2)) if apart else 0.0
+
+
+def _logs(groups: Groups) -> list[float]:
+    return [math.log(_median(group)) for group in groups]
+
+
 def beyond(noise: float, before: Groups, after: Groups, *, confidence: float, comparisons: int) -> float:
-    """The ratio that chance alone passes in none of `comparisons`, with this confidence, given `process_noise`."""
+    """The ratio that chance alone passes in none of `comparisons`, with this confidence, by the `noise` of processes."""
     error = noise * math.hypot(_error_of_median(len(before)), _error_of_median(len(after)))
     return math.exp(error * statistics.NormalDist().inv_cdf(1 - (1 - confidence) / 2 / comparisons))
 

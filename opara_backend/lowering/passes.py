@@ -7,6 +7,7 @@ every cache. Must not change: what the user's passes do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -69,6 +70,7 @@ def with_own(given: Any, own: OwnPass) -> Any:
     return own
 
 
+@functools.cache
 def lowering_hash() -> str:
     """Hash of the sources that decide the emitted text: a changed lowering never meets a module of the old one."""
     package = pathlib.Path(__file__).parent
