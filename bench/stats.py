@@ -80,7 +80,7 @@ def _logs(groups: Groups) -> list[float]:
 
 
 def beyond(noise: float, before: Groups, after: Groups, *, confidence: float, comparisons: int) -> float:
-    """The ratio that chance alone passes in none of `comparisons`, with this confidence, by the `noise` of processes."""
+    """The ratio that chance alone passes in none of `comparisons`, with this confidence, by processes' `noise`."""
     error = noise * math.hypot(_error_of_median(len(before)), _error_of_median(len(after)))
     return math.exp(error * statistics.NormalDist().inv_cdf(1 - (1 - confidence) / 2 / comparisons))
 

@@ -25,8 +25,8 @@ def dump(value: Any, schema: int) -> str:
 def load(text: str, kind: type, schema: int, what: str) -> Any:
     """The `kind` that `dump` wrote; `what` names it in errors."""
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
+        data = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:  # not JSON, a number of thousands of digits, or nested too deep
         raise FormatError(f"not a {what}: {error}") from error
     if not isinstance(data, dict) or data.get("schema") != schema:
         found = data.get("schema") if isinstance(data, dict) else type(data).__name__
@@ -54,7 +54,10 @@ def decoded(data: Any, kind: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _record(data, kind, where)
     if kind is float and type(data) is int:
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError as error:
+            raise FormatError(f"{where}: {error}") from error
     if type(data) is not kind:
         raise FormatError(f"{where}: {kind.__name__} expected, found {type(data).__name__}")
     return data
@@ -66,4 +69,12 @@ def _record(data: Any, kind: Any, where: str) -> Any:
     if not isinstance(data, dict) or sorted(data) != sorted(names):
         found = ", ".join(sorted(data)) if isinstance(data, dict) else type(data).__name__
         raise FormatError(f"{where}: {', '.join(sorted(names))} expected, found {found}")
-    return kind(**{name: decoded(data[name], hints[name], f"{where}.{name}") for name in names})
+    values = {name: decoded(data[name], hints[name], f"{where}.{name}") for name in names}
+    try:
+        return kind(**values)
+    except ValueError as error:  # what the class itself does not accept
+        raise FormatError(f"{where}: {error}") from error
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")

@@ -7,7 +7,7 @@ Must not change: arguments, beyond copying back what the program writes into the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -109,10 +109,15 @@ class StaticArguments:
             given = [_span(args[p]) if spanned else args[p] for p, spanned in self._spans]
             self._copy(self._targets, given)
 
-    def store(self, args: Sequence[Any]) -> None:
-        """Copy back what the graph wrote into arguments that were copied."""
+    def store(self, args: Sequence[Any], ended: Collection[int] = ()) -> None:
+        """Copy back what the graph wrote into arguments that were copied.
+
+        ended: addresses of memory that was lent (`outputs.Loans`) until now. Nobody may read it any more, and the graph
+        has written to it.
+        """
         for position in self._written_back:
-            flat_view(args[position]).copy_(flat_view(self.values[position]))
+            if not ended or args[position].untyped_storage()._cdata not in ended:
+                flat_view(args[position]).copy_(flat_view(self.values[position]))
 
     def written_static(self, program: Program, graph: KernelGraph) -> list[torch.Tensor]:
         """Static arguments the program writes: state that must survive being run again and again."""

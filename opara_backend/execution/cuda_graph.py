@@ -20,6 +20,7 @@ import contextlib
 import gc
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -59,13 +60,14 @@ def compiling() -> Iterator[None]:
 
 
 class CapturedGraph:
-    """A replayable graph, the outputs it fills, and the memory it works in."""
+    """A replayable graph, the outputs it fills, and the memory it works in: an arena, and a pool of the allocator's."""
 
     def __init__(
-        self, graph: torch.cuda.CUDAGraph, outputs: tuple[Any, ...], arena: Arena, device: torch.device
+        self, graph: torch.cuda.CUDAGraph, outputs: tuple[Any, ...], arena: Arena, device: torch.device, pool: Any
     ) -> None:
-        self.graph, self.arena, self.device = graph, arena, device
+        self.graph, self.arena, self.device, self.pool = graph, arena, device, pool
         self.outputs: tuple[Any, ...] | None = outputs
+        self._process = os.getpid()
         self._stream: torch.cuda.Stream | None = None
 
     def replay(self, stream: torch.cuda.Stream | None = None) -> None:
@@ -90,8 +92,8 @@ class CapturedGraph:
         self.graph.reset()
 
     def __del__(self) -> None:
-        if self.outputs is not None and not sys.is_finalizing():
-            self.reset()
+        if self.outputs is not None and not sys.is_finalizing() and self._process == os.getpid():
+            self.reset()  # in a process that was forked CUDA does not work, nor is the memory its own
 
 
 def capture(
@@ -171,14 +173,15 @@ def _capture(
             give_up_workspaces(streams)  # torch's own streams: others may have called cuBLAS there
         graph = torch.cuda.CUDAGraph(keep_graph=True)
         try:
-            with _no_collection(), _generator_kept(device), torch.cuda.stream(streams[0]):
-                _begin_capture(graph, device, pool, any(RANDOM_STATE in k.writes for k in plan.graph.kernels))
+            with _no_collection(), torch.cuda.stream(streams[0]):
+                draws = any(RANDOM_STATE in k.writes for k in plan.graph.kernels)
+                spare = _begin_capture(graph, device, pool, draws)
                 try:
                     outputs = _launch_all(program, plan, args, streams, arena, probe)
                 except BaseException:
-                    _leave_capture(graph, streams, pool)
+                    _leave_capture(graph, streams, pool, spare)
                     raise
-                _end_capture(graph, device, pool)
+                _end_capture(graph, device, pool, spare)
             graph.instantiate()
         except BaseException as error:
             graph.reset()
@@ -188,25 +191,34 @@ def _capture(
         finally:
             if not workspaces_stay:
                 give_up_workspaces(streams)
-        return CapturedGraph(graph, outputs, arena, device)
+        return CapturedGraph(graph, outputs, arena, device, pool)
 
 
-def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
-    """End a capture; if that fails, end its claim on the memory pool too, which torch keeps then (pytorch#190348)."""
+def _end_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, spare: torch.Generator | None) -> None:
+    """End a capture; if that fails, end its claim on the memory pool too, which torch keeps then (pytorch#190348).
+
+    And if the program draws random numbers, torch (2.11) leaves the generator believing that it is being captured:
+    every later number would raise. Then, and only then, it goes on with `spare`: graphs captured before are not tied
+    to that, and seeds given from now on do not reach them.
+    """
     try:
         graph.capture_end()
     except BaseException:
         upstream.abandon_pool(device, pool)
+        if spare is not None:
+            torch.cuda.default_generators[device.index].graphsafe_set_state(spare)
         raise
 
 
-def _leave_capture(graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream], pool: Any) -> None:
+def _leave_capture(
+    graph: torch.cuda.CUDAGraph, streams: Sequence[torch.cuda.Stream], pool: Any, spare: torch.Generator | None
+) -> None:
     """End a capture that failed: streams still forked off would make ending it fail too."""
     for stream in streams[1:]:
         with contextlib.suppress(RuntimeError):
             streams[0].wait_stream(stream)
     with contextlib.suppress(RuntimeError):  # what is wrong has been raised already
-        _end_capture(graph, streams[0].device, pool)
+        _end_capture(graph, streams[0].device, pool, spare)
 
 
 def _absorb_errors(program: Program, args: Sequence[Any], device: torch.device) -> None:
@@ -233,36 +245,24 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def _generator_kept(device: torch.device) -> Iterator[None]:
-    """If capture fails, give the default generator its state back.
-
-    A capture that CUDA itself invalidated cannot be ended properly, and torch then leaves the generator believing
-    that it is being captured: every later random number would raise.
-    """
-    generator = torch.cuda.default_generators[device.index]
-    before = generator.clone_state()
-    try:
-        yield
-    except BaseException:
-        generator.graphsafe_set_state(before)
-        raise
-
-
-def _begin_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, draws: bool) -> None:
+def _begin_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any, draws: bool) -> torch.Generator | None:
     """Begin a capture during which other threads may allocate, launch and, unless the program `draws`, draw numbers.
 
     torch ties the default generator's state to every capture, and then refuses numbers to all other streams. A program
-    that draws none gets a copy of that state to be tied to.
+    that draws none gets a copy of that state to be tied to. Else the copy is returned, for a capture that cannot be
+    ended.
     """
     generator = torch.cuda.default_generators[device.index]
-    own = generator.graphsafe_get_state()
-    copy = own if draws else generator.clone_state()
-    generator.graphsafe_set_state(copy)
+    own, copy = generator.graphsafe_get_state(), generator.clone_state()
+    tied, other = (own, copy) if draws else (copy, own)
+    generator.graphsafe_set_state(tied)
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-    finally:
-        generator.graphsafe_set_state(own)
+    except BaseException:
+        generator.graphsafe_set_state(other)  # what is tied may believe that it is being captured
+        raise
+    generator.graphsafe_set_state(own)
+    return copy if draws else None
 
 
 def _launch_all(

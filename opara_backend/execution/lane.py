@@ -52,16 +52,17 @@ class _Captured:
 
     def __call__(self, args: Sequence[Any], stream: torch.cuda.Stream) -> tuple[Any, ...]:
         self.arguments.load(args)
+        ended: frozenset[int] = frozenset()
         if self.loans is not None:
-            self.loans.end()  # only now: an output of the last call may have been an argument of this one
+            ended = self.loans.end()  # only now: an output of the last call may have been an argument of this one
         self.graph.replay(stream)
-        self.arguments.store(args)
+        self.arguments.store(args, ended)
         return self.outputs.collect(args, self.loans)
 
     def reset(self) -> None:
         """Give the graph's memory back, and take back outputs that lie in it."""
         if self.loans is not None:
-            self.loans.end()
+            self.loans.end(self.outputs)
         self.graph.reset()
 
 
@@ -130,8 +131,11 @@ class CudaLane:
             served = self._replayed(key, args, stream)
             if served is not None:
                 return served
+            self.runtime.refuse_again()
             self.runtime.record.other_calls += 1
-            plain = self._uncaptured.get(key) or (self._run_plainly if self._settled(key) else None)
+            again, plain = self._seen_before(key), self._uncaptured.get(key)
+            if plain is None and self._warm and not (again and self._may_capture()):
+                plain = self._run_plainly  # by kernels that have run before, and so have been tuned
         if plain is not None:  # without the lock: such a run shares nothing
             return plain(args)
         # Tuned kernels need not wait while something else is compiled or captured; the next call may capture.
@@ -140,7 +144,10 @@ class CudaLane:
         try:
             with self._lock:
                 served = self._replayed(key, args, self._follow_last_call())  # another thread may have been faster
-                return self._first_call(key, args) if served is None else served
+                if served is not None:
+                    return served
+                self.runtime.refuse_again()
+                return self._first_call(key, args, again and self._may_capture())
         finally:
             cuda_graph.EXCLUSIVE.release()
 
@@ -164,16 +171,20 @@ class CudaLane:
     def _run_plainly(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return host.run_unplanned(self.runtime.program, args, self.runtime.lives)
 
-    def _settled(self, key: Key) -> bool:
-        """True if this call is to run plainly, by kernels that have run before and so have been tuned."""
-        return self._warm and not self._worth_capturing(key)
+    def _seen_before(self, key: Key) -> bool:
+        """True for the shape of a static graph, and for a dynamic shape from its second call on; counts this one.
 
-    def _worth_capturing(self, key: Key) -> bool:
-        """True for the shape of a static graph, and for a dynamic shape from its second call on.
-
-        A shape seen once may never come back, and a capture costs as much as hundreds of calls. Where captures do
-        not pay for themselves, shapes that have no graph stay without one, so that a server settles.
+        A shape seen once may never come back, and a capture costs as much as hundreds of calls.
         """
+        seen = self._sightings.pop(key, 0) + 1
+        self._sightings[key] = seen
+        if len(self._sightings) > SIGHTINGS_KEPT:
+            self._sightings.popitem(last=False)
+        return key == () or seen > 1
+
+    def _may_capture(self) -> bool:
+        """False where captures are impossible, or do not pay for themselves: shapes that have no graph then stay
+        without one, so that a server settles."""
         if self._never:
             return False
         if not self._captures.may_make_another():
@@ -181,11 +192,7 @@ class CudaLane:
                 limit = self.runtime.options.max_captures
                 self.runtime.step_down(FallbackReason.CAPTURE_LIMIT, f"more shapes or moving parameters than {limit}")
             return False
-        seen = self._sightings.pop(key, 0) + 1
-        self._sightings[key] = seen
-        if len(self._sightings) > SIGHTINGS_KEPT:
-            self._sightings.popitem(last=False)
-        return key == () or seen > 1
+        return True
 
     def _why_never(self) -> bool:
         """True if no call of this graph can be captured; says why."""
@@ -201,13 +208,12 @@ class CudaLane:
 
     # --- the first call of a shape -------------------------------------------------------------------------------
 
-    def _first_call(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
-        """Run once in program order, which is the call; then profile, schedule and capture for the next ones."""
+    def _first_call(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
+        """Run once in program order, which is the call; then, if that is `worth` it, profile, schedule and capture."""
         with annotate.stage(self.runtime.options.annotate, self.runtime.name, "first call"):
-            return self._first_call_of(key, args)
+            return self._first_call_of(key, args, worth)
 
-    def _first_call_of(self, key: Key, args: Sequence[Any]) -> tuple[Any, ...]:
-        worth = self._warm or self._worth_capturing(key)
+    def _first_call_of(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
         with self.runtime.record.stage("first_run"):
             seen = host.observe(self.runtime.program, args, self.runtime.lives)
         self._warm = True
@@ -244,13 +250,13 @@ class CudaLane:
 
     def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
         program = self.runtime.program
+        arguments = StaticArguments(program, graph, args)
+        if self._loans is not None:  # all shapes share an arena; what was lent as an argument has just been copied
+            self._loans.end()
         give_up_expired()
         self._captures.make_room()
         # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
         cuda_graph.give_back_unused()
-        arguments = StaticArguments(program, graph, args)
-        if self._loans is not None:  # all shapes share an arena; what was lent as an argument has just been copied
-            self._loans.end()
         decided_as = self.runtime.shape_of(key)
         decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
@@ -263,6 +269,7 @@ class CudaLane:
                     self.runtime.record.measured(key, tried)
                 if decided_as in self.runtime.record.remembered:
                     self.runtime.record.remembered.add(key)
+        self._pool = captured.pool  # another than it was meant to be, where somebody invalidated the first attempt
         outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
         arguments.let_go()
         kind = _NamedCaptured if self.runtime.options.annotate else _Captured

@@ -30,24 +30,29 @@ class Loans:
     """Outputs lent until the next call: whoever reads one later gets an error instead of another call's values."""
 
     def __init__(self) -> None:
-        self._lent: list[upstream.WeakStorage] = []
+        self._lent: list[tuple[object, upstream.WeakStorage]] = []
 
-    def lend(self, sources: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The same memory behind new storages, which can be taken back."""
+    def lend(self, sources: Sequence[torch.Tensor], lender: object = None) -> list[torch.Tensor]:
+        """The same memory behind new storages, which `lender` can take back alone."""
         found = []
         for source in sources:
             memory = source.untyped_storage()
             storage = upstream.storage_over(memory.data_ptr(), source.device, memory.nbytes())
-            self._lent.append(upstream.WeakStorage(storage))
+            self._lent.append((lender, upstream.WeakStorage(storage)))
             empty = torch.empty(0, dtype=source.dtype, device=source.device)
             found.append(empty.set_(storage, source.storage_offset(), source.size(), source.stride()))
         return found
 
-    def end(self) -> None:
-        """Take back what is lent: the memory is about to be written, or to be freed."""
-        lent, self._lent = self._lent, []
-        for storage in lent:
+    def end(self, lender: object = None) -> frozenset[int]:
+        """Take back what is lent, by `lender` alone if one is named: the memory is about to be written, or to be freed.
+
+        Returns torch's addresses of the storages taken back (`_cdata`).
+        """
+        ended = [storage for by, storage in self._lent if lender is None or by is lender]
+        self._lent = [(by, storage) for by, storage in self._lent if not (lender is None or by is lender)]
+        for storage in ended:
             upstream.forbid_access(storage, OVERWRITTEN)
+        return frozenset(storage.cdata for storage in ended)
 
     def __del__(self) -> None:
         if not sys.is_finalizing():
@@ -118,7 +123,7 @@ class OutputSpec:
 
     def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
         """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""
-        owned = self._owned() if loans is None else loans.lend(self._sources)
+        owned = self._owned() if loans is None else loans.lend(self._sources, self)
         if self._as_copied:
             return tuple(owned)
         found = []

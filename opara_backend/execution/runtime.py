@@ -11,6 +11,7 @@ of one graph share an arena's lifetime and the same static inputs, and never run
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -53,6 +54,7 @@ class Runtime:
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
         self._scalars: tuple[int, ...] | None = None
+        self._refused: Fallback | None = None
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
         # Where the host decides in the middle of a program, it can only be run in program order.
         self.plannable = len(graph.segments) == 1 and bool(graph.kernels)
@@ -66,11 +68,17 @@ class Runtime:
         if listeners.get():
             publish(self.record)
         if self.graph.device == "cpu":
+            self.record.other_calls += 1
+            self.refuse_again()
             if not self.plannable:
                 return host.run_unplanned(self.program, given, self.lives)
             key = self._key(given)
             found = self._executables.get(key)
-            return found(given) if found is not None else self._first_call(key, given)
+            if found is None:
+                return self._first_call(key, given)
+            with contextlib.suppress(KeyError):  # another thread may just have displaced it
+                self._executables.move_to_end(key)
+            return found(given)
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
 
@@ -137,9 +145,19 @@ class Runtime:
         return Plan(graph, profile, schedule, memory, checked - start + time.perf_counter() - planned)
 
     def step_down(self, reason: FallbackReason, detail: str = "", error: BaseException | None = None) -> Fallback:
-        step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
+        try:
+            step = fallback.step_down(reason, detail, policy=self.options.fallback, error=error)
+        except fallback.OparaFallbackError as refused:
+            if reason is not FallbackReason.CAPTURE_LIMIT:  # which replays may lift
+                self._refused = refused.fallback
+            raise
         self.record.fallbacks.append(step)
         return step
+
+    def refuse_again(self) -> None:
+        """Raise what `fallback="error"` raised before, for a call that would fall back for the same reason."""
+        if self._refused is not None:
+            raise fallback.OparaFallbackError(self._refused)
 
     def shape_of(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         """What of a key a schedule depends on: not the numbers, which only launches are given."""

@@ -16,7 +16,7 @@ import importlib.metadata
 import logging
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from opara_backend.options import REMEMBERED, Options
 from opara_backend.profiling.device import current_device_spec
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,8 @@ def place(program: Program, graph: KernelGraph, shape: object, options: Options)
 
 
 def find(path: Path | None, graph: KernelGraph) -> Winner | None:
-    """The winner in `path`; None if there is none that this version can read. Its schedule is yet to be verified."""
+    """The winner in `path`; None if there is none that this version can read. Its schedule is yet to be verified, those
+    that were tried are."""
     if path is None:
         return None
     try:
@@ -81,7 +82,16 @@ def find(path: Path | None, graph: KernelGraph) -> Winner | None:
     if len(winner.profile.kernels) != len(graph) or winner.schedule.streams > len(graph):
         log.info("searching anew: what is remembered is about another graph: %s", path)
         return None
-    return winner
+    tried = tuple((schedule, seconds) for schedule, seconds in winner.tried if _is_valid(graph, schedule))
+    return replace(winner, tried=tried)
+
+
+def _is_valid(graph: KernelGraph, schedule: Schedule) -> bool:
+    try:
+        verify(graph, schedule)
+    except ScheduleError:
+        return False
+    return True
 
 
 def keep(path: Path | None, winner: Winner) -> None:

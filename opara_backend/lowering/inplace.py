@@ -17,7 +17,12 @@ from opara_backend import upstream
 
 
 def inplace_pairs(origin: Any) -> tuple[tuple[str, str], ...]:
-    """(read, written) pairs of buffers for the kernel of `origin`; each buffer is in at most one pair."""
+    """(read, written) pairs of buffers for the kernel of `origin`; each buffer is in at most one pair.
+
+    None for several kernels joined in one launch: their blocks run in any order, so one might write what another reads.
+    """
+    if isinstance(origin, upstream.ForeachKernelSchedulerNode):
+        return ()
     nodes = list(origin.get_nodes()) if hasattr(origin, "get_nodes") else []
     found: list[tuple[str, str]] = []
     taken: set[str] = set()

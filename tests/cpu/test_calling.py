@@ -272,3 +272,14 @@ def test_two_models_compiled_from_one_module_are_apart() -> None:
             torch.testing.assert_close(compiled(normal(0, 6, 16)), model(normal(0, 6, 16)), rtol=1e-4, atol=1e-4)
     assert [r.options.policy for r in records] == ["opara", "sequential"]
     assert len({id(r.graph) for r in records}) == 2
+
+
+def test_of_many_shapes_those_used_last_are_kept() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8))
+    compiled = torch.compile(model, backend="opara", dynamic=True, options={"max_captures": 2})
+    with torch.no_grad(), collect() as records:
+        for size in (5, 6, 5, 7):
+            compiled(torch.ones(size, 8))
+    (record,) = records
+    assert sorted(number for key in record.plans for number in key if isinstance(number, int)) == [5, 7]
+    assert (record.replays, record.other_calls) == (0, 4)

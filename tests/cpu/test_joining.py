@@ -11,6 +11,7 @@ from torch import Tensor
 
 from opara_backend import upstream
 from opara_backend.lowering import joining
+from opara_backend.lowering.inplace import inplace_pairs
 
 
 @pytest.fixture
@@ -86,3 +87,29 @@ def test_not_unless_asked_nor_where_inductor_is(joined: Callable[..., list[list[
     assert joined(lookups, *tables, combo_kernels=True) == []
     default = upstream.ForeachKernelSchedulerNode._default_group_nodes_for_combo_kernels
     assert upstream.ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels is default
+
+
+def test_kernels_in_one_launch_write_over_nothing_that_another_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their blocks run in any order: the last in the list is not the last to read."""
+    monkeypatch.setattr(joining, "DEVICES", ("cpu",))
+    found: list[tuple[int, ...]] = []
+
+    def groups(scheduler: Any) -> list[list[Any]]:
+        for nodes in original(scheduler):
+            launch = object.__new__(upstream.ForeachKernelSchedulerNode)
+            launch.snodes, launch.scheduler = nodes, scheduler
+            apart = [inplace_pairs(node) for node in nodes]
+            found.append((len(launch.get_nodes()), len(apart[-1]), len(inplace_pairs(launch))))
+        return []
+
+    original = joining.groups
+    monkeypatch.setattr(joining, "groups", groups)
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        shared = x @ x
+        return shared.sin() @ x, shared.cos() @ x
+
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._inductor.config.patch({"force_disable_caches": True, "max_fusion_size": 1}):
+        torch.compile(function, backend="opara", options={"join_small": True})(torch.randn(8, 8))
+    assert found == [(2, 1, 0)]

@@ -1,20 +1,26 @@
-"""What lanes do beside capturing, which needs a GPU: graphs whose parameters are gone are given up in all of them."""
+"""What lanes do beside capturing, which needs a GPU: who may capture, what is given up and when, what is lent."""
 
 from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
+from opara_backend import upstream
 from opara_backend.execution import cuda_graph, lane
+from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
+from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime
+from opara_backend.fallback import OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 from opara_backend.report.record import collect
@@ -109,3 +115,155 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
         with pytest.raises(InterruptedError):
             here._capture((), here.runtime.graph, [])
     assert happened == ["given back, 0 gone", 0, "given back, 0 gone", 0, "given back, 1 gone", 1]
+
+
+@pytest.fixture
+def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls go through a lane as on a GPU, of which they ask nothing."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device=None: SimpleNamespace(wait_stream=lambda other: None)
+    )
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
+
+
+def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (), **options: object) -> CudaLane:
+    """One whose program has two kernels that do nothing."""
+    graph = graph or replace(graph_with_edges(2, [(0, 1)]), device="cuda:0")
+
+    def run(args: list[object], alloc: object, task: Callable[..., None], release: object) -> Iterator[None]:
+        task(lambda: None)
+        task(lambda: None)
+        yield
+        return (torch.ones(1),)
+
+    program = Program(run, graph.to_json(), inputs=inputs)  # type: ignore[arg-type]
+    return CudaLane(Runtime(program, graph, Options(**options)))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+@pytest.mark.parametrize("why", ["host kernel", "cuda_graph=False", "a capture that failed"])
+def test_what_is_never_captured_is_not_by_a_thread_that_waited_for_its_turn(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = replace(graph_with_edges(2, [(0, 1)]), device="cuda:0")
+    if why == "host kernel":
+        graph = replace(graph, kernels=(replace(graph.kernels[0], host=True), *graph.kernels[1:]))
+    here = a_running_lane(graph, cuda_graph=why != "cuda_graph=False")
+    attempts: list[bool] = []
+
+    def capture(*_: object) -> None:
+        attempts.append(here._never)
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr(here, "_capture", capture)
+    waiting = threading.Semaphore(0)
+    seen = here._seen_before
+    monkeypatch.setattr(here, "_seen_before", lambda key: (seen(key), waiting.release())[0])
+    threads = [threading.Thread(target=here, args=((), [])) for _ in range(3)]
+    with cuda_graph.EXCLUSIVE:  # as while another model is compiled
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            waiting.acquire()
+    for thread in threads:
+        thread.join()
+    assert attempts == ([False] if why == "a capture that failed" else [])
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_every_thread_of_a_dynamic_shape_counts_as_a_sighting(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, captured = a_running_lane(), list[tuple[object, ...]]()
+    monkeypatch.setattr(here, "_capture", lambda key, *_: captured.append(key))
+    for key in ((1,), (2,), (2,), (3,)):
+        here(key, [])
+    assert captured == [(2,)]
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_with_errors_for_fallbacks_no_later_call_passes_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, serving = a_running_lane(fallback="error"), Graph(False)
+    monkeypatch.setattr(here, "_capture", Mock(side_effect=RuntimeError("injected")))
+    for _ in range(3):
+        with pytest.raises(OparaFallbackError, match="capture_failed"):
+            here((), [])
+    assert here._capture.call_count == 1, "it is not tried again"
+    monkeypatch.setattr(Graph, "__call__", lambda *_: ("served",), raising=False)
+    here._captures.add((7,), serving)
+    assert here((7,), []) == ("served",), "what was captured before still is"
+
+
+class Lender:
+    """Loans without a GPU, and what of them has ended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ended: set[int] = set()
+        monkeypatch.setattr(upstream, "forbid_access", lambda storage, message: self.ended.add(storage.cdata))
+        monkeypatch.setattr(upstream, "storage_over", lambda address, device, nbytes: torch.UntypedStorage(nbytes))
+
+    def taken_back(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage()._cdata in self.ended
+
+
+def a_capture(here: CudaLane, gone: bool) -> lane._Captured:
+    arguments = SimpleNamespace(
+        accept=lambda args: not gone, expired=lambda: gone, load=lambda args: None, store=lambda args, ended: None
+    )
+    graph = SimpleNamespace(reset=lambda: None, replay=lambda stream: None)
+    outputs = OutputSpec.__new__(OutputSpec)
+    outputs._sources, outputs._as_copied = [torch.ones(3)], True
+    return lane._Captured(graph, arguments, outputs, here._loans)  # type: ignore[arg-type]
+
+
+def test_a_graph_that_is_given_up_ends_its_own_loans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    lender, here = Lender(monkeypatch), a_running_lane(copy_outputs=False)
+    for gone in (True, False):
+        here._captures.add((), a_capture(here, gone))
+    gone, serving = here._captures
+    assert here._loans is not None
+    (old,) = gone.outputs.collect([], here._loans)
+    (lent,) = serving.outputs.collect([], here._loans)
+    give_up_expired()  # as at some other model's first call
+    assert (lender.taken_back(old), lender.taken_back(lent)) == (True, False)
+    serving([], None)
+    assert lender.taken_back(lent)
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_an_argument_that_was_lent_is_copied_before_it_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the graph that lent it must make room for the one that is to be captured."""
+    lender, here = Lender(monkeypatch), a_running_lane(inputs=("a",), copy_outputs=False, max_captures=1)
+    here._captures.add((1,), a_capture(here, gone=False))
+    (lent,) = here((1,), [torch.ones(3)])
+    copied: list[bool] = []
+
+    def arguments(program: object, graph: object, args: list[torch.Tensor]) -> object:
+        copied.append(lender.taken_back(args[0]))
+        raise InterruptedError
+
+    monkeypatch.setattr(lane, "StaticArguments", arguments)
+    with pytest.raises(InterruptedError):
+        here._capture((2,), here.runtime.graph, [lent])
+    assert copied == [False]
+
+
+def test_nothing_is_written_back_to_what_was_lent() -> None:
+    """It lies where the graph has just written its outputs, and nobody may read it any more."""
+    args = [torch.zeros(3), torch.zeros(3)]
+    arguments = StaticArguments.__new__(StaticArguments)
+    arguments.values, arguments._written_back = [torch.ones(3), torch.ones(3)], [0, 1]
+    arguments.store(args, {args[0].untyped_storage()._cdata})
+    assert [float(arg.sum()) for arg in args] == [0.0, 3.0]
+
+
+def test_a_graph_is_left_alone_in_a_process_that_was_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(False)
+    captured = cuda_graph.CapturedGraph(graph, (), None, torch.device("cuda:0"), (0, 1))  # type: ignore[arg-type]
+    monkeypatch.setattr(captured, "_process", captured._process + 1)
+    captured.__del__()
+    assert graph.resets == 0
+    monkeypatch.undo()
+    captured.__del__()
+    assert graph.resets == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from opara_backend.execution.program import Program
 from opara_backend.execution.winners import Winner
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
+from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import build
-from tests.gpu_profiles import GPU, Scheduled, gpu_schedules
+from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import graph_with_edges
 
 FORK = graph_with_edges(4, [(0, 1), (0, 2), (1, 3), (2, 3)])
@@ -96,6 +98,40 @@ def test_what_cannot_be_read_is_no_winner(tmp_path: Path, caplog: pytest.LogCapt
     with caplog.at_level("INFO", logger="opara_backend"):
         assert winners.find(path, FORK) is None
     assert "searching anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("figure", "value"),
+    [
+        ("peak_flops", '[["int3",1.0]]'),
+        ("duration", "NaN"),
+        ("duration", "9" * 5000),
+        ("duration", "9" * 400),
+        ("duration", "[" * 100_000 + "]" * 100_000),
+    ],
+    ids=["refused by its class", "no number", "too many digits", "too large", "too deep"],
+)
+def test_nothing_that_a_file_may_hold_is_an_error(tmp_path: Path, figure: str, value: str) -> None:
+    """It would be taken for a failed capture, in every process, as long as the file is there."""
+    path = tmp_path / "w.json"
+    profile = Profile(tuple(kernel(1e-6, 20) for _ in range(len(FORK))), GPU)
+    winners.keep(path, Winner(profile, build(FORK, profile, policy="opara", launch_order="opara", streams=4)))
+    text, number = re.subn(
+        rf'"{figure}":(\[\[.*?\]\]|[^,]+)', lambda _: f'"{figure}":{value}', path.read_text(), count=1
+    )
+    assert number == 1
+    path.write_text(text)
+    assert winners.find(path, FORK) is None
+
+
+def test_what_was_tried_is_verified_too(tmp_path: Path) -> None:
+    profile = Profile(tuple(kernel(1e-6, 20) for _ in range(len(FORK))), GPU)
+    schedule = build(FORK, profile, policy="opara", launch_order="opara", streams=4)
+    broken = replace(schedule, waits=((),) * len(FORK))
+    winners.keep(tmp_path / "w.json", Winner(profile, schedule, ((broken, 1e-4), (schedule, 2e-4))))
+    found = winners.find(tmp_path / "w.json", FORK)
+    assert found is not None
+    assert found.tried == ((schedule, 2e-4),)
 
 
 @given(gpu_schedules(), st.integers(1, 3))

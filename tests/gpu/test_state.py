@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import models
+from opara_backend.execution import cuda_graph
 from opara_backend.report.record import collect
 
 
@@ -116,6 +118,34 @@ def test_a_seed_repeats_the_same_numbers() -> None:
             torch.manual_seed(3)
             runs.append([call(x) for _ in range(4)])
         torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_capture_that_fails_takes_no_seed_from_graphs_made_before(
+    draws: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.ones(64, 64, device="cuda")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    def four() -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        return [call(x) for _ in range(4)]
+
+    with torch.no_grad():
+        call = torch.compile(lambda t: F.dropout(t, 0.5) @ t, backend="opara")
+        call(x)
+        expected = four()
+        monkeypatch.setattr(cuda_graph, "_launch_all", fail)
+        other = torch.compile(lambda t: (torch.rand_like(t) if draws else t.sin()) @ t, backend="opara")
+        other(x)
+        assert torch._dynamo.utils.counters["opara"]["capture_failed"] >= 1
+        torch.testing.assert_close(four(), expected, rtol=0, atol=0)
+        torch.manual_seed(3)
+        numbers = torch.rand(8, device="cuda")
+        four()
+        assert not torch.equal(torch.rand(8, device="cuda"), numbers), "calls and eager draw from one generator"
 
 
 def test_eager_numbers_are_not_disturbed() -> None:
