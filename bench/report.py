@@ -14,24 +14,27 @@ from bench.tables import geometric_mean
 
 
 def markdown(results: Results, base: str = STOCK, ours: str = OURS, batch: int = 1) -> str:
-    """GPU and wall time of `ours` beside `base`, one row a case, and the geometric mean of the GPU ratios."""
+    """GPU and wall time of `ours` beside `base`, one row a case, and the geometric means of both ratios."""
     lines = _head(
         *(f"model, batch {batch}", f"{base}, GPU ms", f"{ours}, GPU ms", "speed-up"),
-        *(f"{base}, wall ms", f"{ours}, wall ms", "kernels", "streams"),
+        *(f"{base}, wall ms", f"{ours}, wall ms", "wall speed-up", "kernels", "streams"),
     )
-    ratios, processes = [], set()
+    ratios, on_the_wall, processes = [], [], set()
     for case, stock, mine in results.both(base, ours):
         if case[2] != batch:
             continue
         ratio = median(stock, "gpu") / median(mine, "gpu")
         ratios.append(ratio)
+        on_the_wall.append(median(stock, "wall") / median(mine, "wall"))
         processes.add(len(mine))
         lines.append(
             f"| {case[0]} {case[1]} | {_ms(stock, 'gpu')} | {_ms(mine, 'gpu')} | **{ratio:.2f}x** | "
-            f"{_ms(stock, 'wall')} | {_ms(mine, 'wall')} | {mine[0].kernels} | {mine[0].streams} |"
+            f"{_ms(stock, 'wall')} | {_ms(mine, 'wall')} | {on_the_wall[-1]:.2f}x | "
+            f"{mine[0].kernels} | {mine[0].streams} |"
         )
     if ratios:
-        lines.append(f"| geometric mean of {len(ratios)} | | | **{geometric_mean(ratios):.2f}x** | | | | |")
+        means = (f"**{geometric_mean(found):.2f}x**" for found in (ratios, on_the_wall))
+        lines.append(_line(f"geometric mean of {len(ratios)}", "", "", next(means), "", "", next(means), "", ""))
     lines += ["", _origin(results, processes)]
     return "\n".join(lines)
 

@@ -123,6 +123,7 @@ def step_down(
     if policy == "error":
         raise OparaFallbackError(fallback) from error
     upstream.counters["opara"][reason.value] += 1
-    level = logging.INFO if reason in (FallbackReason.TRAINING, FallbackReason.CAPTURE_OFF) else logging.WARNING
+    asked_for = reason is FallbackReason.CAPTURE_OFF
+    level = logging.INFO if asked_for else logging.WARNING
     log.log(level, "opara falls back: %s", fallback, exc_info=error)
     return fallback

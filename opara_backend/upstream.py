@@ -107,6 +107,7 @@ __all__ = [
     "inductor_option_names",
     "is_cudnn_convolution",
     "joining_kernels_by",
+    "known_equal",
     "laid_out_for_convolution",
     "list_mode_options",
     "lowerings",
@@ -163,6 +164,16 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
         return ir.ExternKernel.require_channels_last(operand)
     order = ir.get_stride_order(result.get_layout().stride, V.graph.sizevars.shape_env)
     return ir.ExternKernel.require_stride_order(operand, order)
+
+
+def known_equal(one: Any, other: Any) -> bool:
+    """True if two sizes are surely the same number; asks for no guard where they are symbols.
+
+    Seen 2.11, 2.13, 2.15. Without it convolutions of dynamic sizes are not fused with a residual.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(one == other))
 
 
 def extern_call(operator: torch._ops.OpOverload, *args: Any) -> Any:

@@ -53,9 +53,10 @@ def convolution_relu(
 ) -> torch.Tensor:
     """`relu(convolution(x, weight) + bias + residual)` of images `(n, c, h, w)`, as one kernel of cuDNN's on a GPU.
 
-    Where cuDNN has been switched off, or has no such kernel for these sizes and types, which is said once, in parts.
+    In parts where cuDNN has been switched off, or is to be deterministic, which torch does not ask of fused kernels, or
+    where it has none for these sizes and types, which is said once.
     """
-    if x.is_cuda and torch.backends.cudnn.enabled:
+    if x.is_cuda and has_fused_convolutions():
         try:
             if residual is None:
                 return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
@@ -67,6 +68,12 @@ def convolution_relu(
     settings = (stride, padding, dilation, False, [0] * len(stride), groups)
     result: torch.Tensor = torch.ops.aten.convolution(x, weight, bias, *settings)
     return (result if residual is None else result.add_(residual)).relu_()
+
+
+def has_fused_convolutions() -> bool:
+    """True if torch's settings let cuDNN compute a convolution, bias and ReLU as one."""
+    cudnn = torch.backends.cudnn
+    return cudnn.enabled and not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
 
 
 @functools.lru_cache(maxsize=256)

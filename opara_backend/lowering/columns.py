@@ -74,7 +74,9 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
         return {}
     while len(whole.users) == 1 and (user := next(iter(whole.users))).target in _VIEWS:
         shape = user.meta["val"].shape
-        if not (shape[-1] == width == shape.numel()):  # columns that are no longer the last
+        if not all(isinstance(n, int) for n in shape) or not (
+            shape[-1] == width == shape.numel()
+        ):  # no longer the last
             return {}
         whole = user
     parts: dict[Node, tuple[int, int]] = {}
@@ -83,6 +85,8 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
         if found is None:
             return {}
         parts.update(found)
+    if any(user.op == "output" for part in parts for user in part.users):  # which lie beside each other in memory
+        return {}
     bounds = sorted(parts.values())
     even = len({last - first for first, last in bounds}) == 1
     apart = all(last <= first for (_, last), (first, _) in itertools.pairwise(bounds))
@@ -106,7 +110,7 @@ def _columns_read(user: Node, width: int, axes: int) -> dict[Node, tuple[int, in
     sizes, dim = (*given, 0)[:2]
     if isinstance(sizes, int):
         sizes = [min(sizes, width - first) for first in range(0, width, sizes)]
-    if dim not in (-1, axes - 1) or not all(isinstance(size, int) for size in sizes):
+    if dim not in (-1, axes - 1) or not isinstance(sizes, list | tuple) or not all(isinstance(n, int) for n in sizes):
         return None
     bounds = list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
     return {part: bounds[arguments(part)[1]] for part in user.users}

@@ -2,18 +2,21 @@
 
 Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which a convolution, a batch norm or
 bias behind it, a sum with another tensor and the ReLU behind that are one `operator`. Must not change: convolutions
-whose result something else reads, and those that end in a concatenation, whose parts are written where they belong by
-the kernel of the batch norm.
+whose result something else reads, those scaled by what is computed from the model's input, and those that end in a
+concatenation, whose parts are written where they belong by the kernel of the batch norm.
 
 cuDNN adds a bias and applies a ReLU where it computes the sums: a kernel, and the time to the next, go from the
 path through a network. The scale of a batch norm goes into the weights, anew at every call, so that weights that change
 are seen: by kernels that wait for nothing and run beside others, the same that lay weights out for cuDNN where they do
-not lie so. Scale and shift are computed in float32, weights and bias rounded once, as by Inductor's `freezing`.
+not lie so. Scale and shift are computed in float32, weights and bias rounded once, as by Inductor's `freezing`: in
+float16 a scale far from one, or a mean far above the deviation, loses digits that eager keeps.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +26,12 @@ from torch.fx import Graph, Node
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from opara_backend import upstream
-from opara_backend.execution.libraries import convolution_relu
+from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
 from opara_backend.lowering.rewriting import Writer, arguments
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_REGISTERING = threading.Lock()
 _STEPS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor)
 
 
@@ -41,14 +45,21 @@ class _Chain:
     residual: Node | None
 
 
-def fuse_convolutions(graph: Graph) -> int:
-    """Replace every convolution and what follows it up to a ReLU, where that saves a kernel; how many there were."""
-    found = 0
+def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
+    """Replace every convolution and what follows it up to a ReLU, where that saves a kernel; how many there were.
+
+    static_inputs: which of the graph's inputs are parameters and buffers, by position.
+    """
+    found, moving = 0, _computed_from_others(graph, static_inputs)
     for convolution in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
         chain = _followed(convolution) if _of_cudnn(convolution) else None
         if chain is None or not chain.steps or not _saves_a_kernel(chain.nodes[-1]):
             continue
+        if moving & {convolution.args[1], *(operand for _, operand in chain.steps)}:
+            continue
         relu = chain.nodes[-1]
+        if relu.meta["val"].stride() != convolution.meta["val"].stride():  # on which views of it count
+            continue
         relu.replace_all_uses_with(_fused(Writer(graph, relu), convolution, chain))
         for node in reversed(chain.nodes):
             graph.erase_node(node)
@@ -56,9 +67,24 @@ def fuse_convolutions(graph: Graph) -> int:
     return found
 
 
+def _computed_from_others(graph: Graph, static_inputs: Collection[int]) -> set[Any]:
+    """The nodes that depend on an input other than `static_inputs`."""
+    found: set[Any] = set()
+    inputs = 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found |= {node} - ({node} if inputs in static_inputs else set())
+            inputs += 1
+        elif not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
 def _of_cudnn(convolution: Node) -> bool:
     image, weight, _, _, _, _, transposed, _, groups = arguments(convolution)
     x, w = image.meta["val"], weight.meta["val"]
+    if x.device.type == "cuda" and not has_fused_convolutions():
+        return False
     if x.device.type not in DEVICES or x.dtype not in DTYPES or w.dtype is not x.dtype:
         return False
     return bool(x.dim() == 4 and not transposed and groups == 1)
@@ -94,11 +120,14 @@ def _followed(convolution: Node) -> _Chain | None:
 def _one_a_channel(operand: Any, result: Tensor) -> bool:
     if not isinstance(operand, Tensor) or not operand.is_floating_point() or not 3 <= operand.dim() <= 4:
         return False
-    return operand.shape[-3] == result.shape[1] and operand.numel() == result.shape[1]
+    expected = [1] * (operand.dim() - 3) + [result.shape[1], 1, 1]
+    return all(isinstance(n, int) and n == m for n, m in zip(operand.shape, expected, strict=True))
 
 
 def _alike(operand: Any, result: Tensor) -> bool:
-    return isinstance(operand, Tensor) and operand.shape == result.shape and operand.dtype is result.dtype
+    if not isinstance(operand, Tensor) or operand.dim() != result.dim() or operand.dtype is not result.dtype:
+        return False
+    return all(upstream.known_equal(n, m) for n, m in zip(operand.shape, result.shape, strict=True))
 
 
 def _saves_a_kernel(relu: Node) -> bool:
@@ -141,6 +170,7 @@ def _fused(do: Writer, convolution: Node, chain: _Chain) -> Node:
     if shift is None:
         shift = do(aten.full.default, [weight.meta["val"].shape[0]], 0, dtype=dtype, device=weight.meta["val"].device)
     operands = (image, weight, converted(shift, dtype), chain.residual)
+    convolution.update_arg(2, None)  # of the bias, which is in `shift`: on a GPU Inductor would add it apart
     return do(operator(), convolution, *operands, stride, padding, dilation, groups)
 
 
@@ -167,8 +197,10 @@ def operator() -> torch._ops.OpOverload:
     """`execution.libraries.convolution_relu` as an operator that Inductor knows how to lower.
 
     Its first argument is the convolution alone, for the layout of its result, or None where tensors say so themselves.
+    Inductor lowers that convolution too, tunes it if it is told to tune, and then finds that nobody reads it.
     """
-    return _registered()[0]
+    with _REGISTERING:
+        return _registered()[0]
 
 
 @functools.cache

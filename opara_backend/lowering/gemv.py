@@ -15,6 +15,7 @@ not where there is a bias (torch/_inductor/decomposition.py, `mm`).
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import sympy
@@ -26,6 +27,7 @@ from opara_backend.lowering.rewriting import Writer
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_REGISTERING = threading.Lock()
 FEW = 4  # outputs that share a vector, up to which each computes it anew; chosen, not measured
 
 
@@ -33,6 +35,8 @@ def fuse_gemv(graph: torch.fx.Graph) -> int:
     """Replace every product of a vector and a matrix; how many there were."""
     aten = torch.ops.aten
     found = 0
+    if graph.find_nodes(op="call_function", target=aten.as_strided.default):  # it counts on memory that is not ours
+        return found
     for node in [*graph.nodes]:
         if node.target in (aten.mm.default, aten.bmm.default):
             operands = node.args
@@ -92,7 +96,8 @@ def _shape(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def operator() -> torch._ops.OpOverload:
     """`product` as an operator that Inductor knows how to lower; registered when first asked for."""
-    return _registered()[0]
+    with _REGISTERING:
+        return _registered()[0]
 
 
 def is_product(target: Any) -> bool:

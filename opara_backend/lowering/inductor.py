@@ -75,6 +75,12 @@ def under_way() -> bool:
     return _request.get() is not None
 
 
+def static_inputs() -> tuple[int, ...]:
+    """Positions of the inputs of the graph under way that stay where they are: parameters and buffers."""
+    request = _request.get()
+    return request.static_inputs if request is not None else ()
+
+
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
     """Writes `program(args, alloc, task, release)` in place of `call(args)`."""
 

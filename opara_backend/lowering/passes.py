@@ -19,7 +19,7 @@ from opara_backend._version import __version__
 from opara_backend.lowering import fused_convolutions, gemv, patches
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
-from opara_backend.lowering.inductor import under_way
+from opara_backend.lowering.inductor import static_inputs, under_way
 
 REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "unfold_patches")
 """Options that change which kernels there are, and so what the caches hold."""
@@ -28,7 +28,7 @@ REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "unfold_patches")
 class OwnPass(upstream.CustomGraphPass):
     """Rewrites a graph that we lower as asked to, after `inner`, a pass of the user's; training's is left to Inductor.
 
-    asked: which of `REWRITES`. labels: enter the cache keys too, and so do rewrites made elsewhere (`joining`).
+    asked: which of `REWRITES`; it enters the cache keys, for those made elsewhere too (`joining`). So do `labels`.
     """
 
     def __init__(self, asked: tuple[str, ...] = (), labels: str = "", inner: Any = None) -> None:
@@ -44,7 +44,7 @@ class OwnPass(upstream.CustomGraphPass):
         if "unfold_patches" in self.asked:
             patches.unfold_patches(graph)
         if "fuse_convolutions" in self.asked:
-            fused_convolutions.fuse_convolutions(graph)
+            fused_convolutions.fuse_convolutions(graph, static_inputs())
         if "fuse_gemv" in self.asked and gemv.fuse_gemv(graph):
             open_cells(graph)
             split_products(graph)

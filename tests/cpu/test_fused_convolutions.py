@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from opara_backend.execution.libraries import has_fused_convolutions
 from opara_backend.lowering import fused_convolutions
 from opara_backend.report.record import GraphRecord, collect
 from tests.agreement import Agree
@@ -201,6 +202,80 @@ def test_rounding_is_that_of_the_type(dtype: torch.dtype) -> None:
         eager, exact = model(x), model.double()(x.double())
     assert calls(records) == ["fused", "alone"]
     assert (result.double() - exact).abs().max() < 2 * (eager.double() - exact).abs().max() + torch.finfo(dtype).eps
+
+
+def test_sums_that_the_input_decides_stay(agree: Agree) -> None:
+    """Scaled weights would wait for it, which else are made beside other kernels."""
+
+    class Gated(Layer):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((self.first(x) * self.first(x.flip(2)).mean((0, 2, 3), keepdim=True)).relu())
+
+    images = torch.randn(3, 2, 4, 9, 7)
+    found = agree(Gated(_as_it_is, bias=False), lambda call: (images[call],), options=ON)
+    assert "fused" not in calls(found)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_strides_are_those_of_the_sum(last: bool) -> None:
+    """A residual of another memory format, named first, decides them, and views count on it."""
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def function(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        y = (residual + first(x)).relu()
+        return second(y), y.as_strided((2, 4, 8, 6), y.stride())
+
+    x, residual = torch.randn(2, 4, 8, 6), torch.randn(2, 4, 8, 6)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    else:
+        residual = residual.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        found = torch.compile(function, backend="opara", options=ON)(x, residual)
+        torch.testing.assert_close(found, function(x, residual), check_stride=True)
+
+
+def test_a_bias_is_no_part_of_what_says_how_the_result_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU Inductor adds it in a kernel of its own, which has no layout yet."""
+    import torch._inductor.kernel.conv as lowering_of_convolutions
+    from torch._inductor import ir
+
+    class OnAGpu:
+        """Inductor's IR, which tells nobody but the lowering of convolutions that tensors are on a GPU."""
+
+        def __getattr__(self, name: str) -> Any:
+            return (lambda _: "cuda") if name == "get_device_type" else getattr(ir, name)
+
+    monkeypatch.setattr(lowering_of_convolutions, "ir", OnAGpu())
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # else all is channels last
+    model, x = Layer(_as_it_is).eval(), torch.randn(2, 4, 9, 7)
+    with torch.no_grad(), collect() as records:
+        found = torch.compile(model, backend="opara", dynamic=True, options=ON)(x)
+        torch.testing.assert_close(found, model(x), rtol=1e-4, atol=1e-4)
+    assert "fused" in calls(records)
+
+
+def test_sizes_that_data_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # stock Inductor fails with it
+    first, second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+    def function(x: Tensor, chosen: Tensor) -> Tensor:
+        y = x[chosen.nonzero().flatten()]
+        return second((first(y) + y.mean((2, 3), keepdim=True)).relu())
+
+    x, chosen = torch.randn(5, 4, 8, 6), torch.tensor([1, 0, 1, 1, 0])
+    with torch.no_grad():
+        found = torch.compile(function, backend="opara", options=ON)(x, chosen)
+        torch.testing.assert_close(found, function(x, chosen), rtol=1e-4, atol=1e-4)
+
+
+def test_settings_of_cudnn_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert has_fused_convolutions()
+    with torch.backends.cudnn.flags(enabled=False):
+        assert not has_fused_convolutions()
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert not has_fused_convolutions()
 
 
 def test_dynamic_sizes(agree: Agree) -> None:

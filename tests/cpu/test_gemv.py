@@ -163,3 +163,57 @@ def test_training_is_left_to_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.no_grad():
             call(x)
         assert rewritten == [1]
+
+
+def test_parts_whose_size_is_an_input() -> None:
+    weight = torch.randn(24, 8)
+
+    def function(x: Tensor, w: Tensor, width: int) -> list[Tensor]:
+        return [part * 2 for part in torch.mm(x, w.mT).split(width, -1)]
+
+    call = torch.compile(function, backend="opara", options=ON)
+    with torch.no_grad():
+        for width in (12, 8, 6):
+            x = torch.randn(1, 8)
+            torch.testing.assert_close(call(x, weight, width), function(x, weight, width), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_that_data_decides_the_number_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
+
+    def function(x: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
+        found = chosen.nonzero().flatten()
+        return torch.bmm(x[found], w[found].mT).view(-1, 40).chunk(2, -1)[0] * 2
+
+    arguments = torch.randn(5, 1, 24), torch.randn(5, 40, 24), torch.tensor([1, 0, 1, 1, 0])
+    with torch.no_grad():
+        found = torch.compile(function, backend="opara", options=ON)(*arguments)
+    torch.testing.assert_close(found, function(*arguments), rtol=1e-4, atol=1e-4)
+
+
+def test_parts_that_are_returned_lie_where_eagers_do() -> None:
+    weight = torch.randn(24, 8)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.mm(x, weight.mT).chunk(2, -1)
+
+    x = torch.randn(1, 8)
+    with torch.no_grad():
+        places = [
+            [(part.storage_offset(), part.untyped_storage().nbytes()) for part in call(x)]
+            for call in (function, torch.compile(function, backend="opara", options=ON))
+        ]
+    assert places[0] == places[1]
+
+
+def test_memory_that_a_view_counts_on_is_left_as_it_is() -> None:
+    layer = nn.Linear(8, 24)
+
+    def function(x: Tensor) -> Tensor:
+        first, second = layer(x).chunk(2, -1)
+        return first.as_strided((1, 24), (24, 1), 0) * 1 + second.sum()
+
+    x = torch.randn(1, 8)
+    with torch.no_grad():
+        found = torch.compile(function, backend="opara", options=ON)(x)
+        torch.testing.assert_close(found, function(x), rtol=1e-4, atol=1e-4)
