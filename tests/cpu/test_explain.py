@@ -285,3 +285,15 @@ def test_breaks_for_one_reason_are_one_note() -> None:
     first = broken.__code__.co_firstlineno
     assert note.startswith(f"Dynamo broke the graph at {__file__}:{first + 3}, {__file__}:{first + 5}: ")
     assert "print" in note
+
+
+def test_no_kernel_is_said_to_come_from_a_line_of_this_package() -> None:
+    """A module of torch's has no line of the user's: then none is named, not that of the call by `explain`."""
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8)).eval()
+    report = opara_backend.explain(model, torch.randn(4, 8))
+    assert not any(
+        "opara_backend" in kernel.source
+        for graph in report.graphs
+        for shape in graph.shapes
+        for kernel in shape.kernels
+    )
