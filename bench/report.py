@@ -146,12 +146,28 @@ def options(results: Results) -> str:
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
+def searches(results: Results) -> str:
+    """Seconds a search takes at batch 1, and its first part, the profile; the most of any process beside the median."""
+    lines = _head("model, batch 1", "kernels", "search, s", "at most, s", "of it the profile, s")
+    processes = set()
+    for case in results.cases():
+        rows = [row for row in results.of(case, OURS) if row.search_seconds and row.profile_seconds]
+        if not rows or case[2] != 1:
+            continue
+        processes.add(len(rows))
+        most = max(row.search_seconds or 0 for row in rows)
+        taken = (_middle(rows, "search_seconds"), most, _middle(rows, "profile_seconds"))
+        lines.append(_line(f"{case[0]} {case[1]}", str(rows[0].kernels), *(f"{seconds:.2f}" for seconds in taken)))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "results": markdown,
     "batches": batches,
     "gaps": gaps,
     "memory": memory,
     "policies": policies,
+    "searches": searches,
     "times": options,
 }
 

@@ -56,6 +56,19 @@ def test_bottleneck(dtype: torch.dtype, channels: int, images: int, last: bool) 
     torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
+def test_a_bias_and_dynamic_sizes() -> None:
+    """Inductor then neither lays all out channels last nor leaves the bias to cuDNN."""
+    model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1)).cuda().eval()
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(model, backend="opara", dynamic=True, fullgraph=True, options=OPTIONS)
+        for images in (2, 3, 2, 3, 2, 3):
+            x = torch.randn(images, 8, 20, 12, device="cuda")
+            torch.testing.assert_close(call(x), model(x), rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])
+    (record,) = records
+    assert record.fallbacks == []
+    assert sum("convolution_relu" in kernel.call for kernel in record.graph.kernels) == 1
+
+
 @pytest.mark.parametrize("summed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_cudnn_has_a_kernel_for_the_shapes_of_networks(

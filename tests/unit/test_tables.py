@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import batches, gaps, markdown, memory, options, policies
+from bench.report import batches, gaps, markdown, memory, options, policies, searches
 from bench.samples import ABOUT, Results, Row, Samples
 
 ABOUT_TEST = {**dict.fromkeys(ABOUT, "x"), "commit": "abc1234"}
@@ -41,7 +41,8 @@ def test_speed_ups_by_batch_and_their_mean() -> None:
     assert cells(text, "large float16") == ["8.00x", ""]
     assert cells(text, "geometric mean") == ["**4.00x** of 2", "**1.50x** of 1"]
     assert "commit abc1234, 1 process a case" in text
-    assert cells(markdown(results(*PAIR, *more)), "geometric mean of 1")[2] == "**2.00x**"
+    mean = cells(markdown(results(*PAIR, *more)), "geometric mean of 1")
+    assert (mean[2], mean[5]) == ("**2.00x**", "**2.00x**")
 
 
 def test_what_was_not_reported_is_in_no_table() -> None:
@@ -90,3 +91,12 @@ def test_an_option_is_compared_within_its_process() -> None:
     text = options(results(*PAIR, *slow, row("opara", 1.0, model="other")))
     assert cells(text, "tiny float16") == ["1.50x"]
     assert "other" not in text
+
+
+def test_what_a_search_takes_is_the_median_and_the_most_of_all_processes() -> None:
+    def searched(process: int, seconds: float | None) -> Row:
+        return replace(row("opara", 1.0), process=process, search_seconds=seconds, profile_seconds=0.1)
+
+    text = searches(results(searched(0, 0.5), searched(1, 0.9), searched(2, 0.6)))
+    assert "| 0.60 | 0.90 | 0.10 |" in text
+    assert "tiny" not in searches(results(searched(0, None))), "nothing was searched for"
