@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
         if moving & {convolution.args[1], *(operand for _, operand in chain.steps)}:
             continue
         relu = chain.nodes[-1]
-        if relu.meta["val"].stride() != convolution.meta["val"].stride():  # on which views of it count
+        if not _equal(relu.meta["val"].stride(), convolution.meta["val"].stride()):  # on which views of it count
             continue
         relu.replace_all_uses_with(_fused(Writer(graph, relu), convolution, chain))
         for node in reversed(chain.nodes):
@@ -127,7 +127,12 @@ def _one_a_channel(operand: Any, result: Tensor) -> bool:
 def _alike(operand: Any, result: Tensor) -> bool:
     if not isinstance(operand, Tensor) or operand.dim() != result.dim() or operand.dtype is not result.dtype:
         return False
-    return all(upstream.known_equal(n, m) for n, m in zip(operand.shape, result.shape, strict=True))
+    return _equal(operand.shape, result.shape)
+
+
+def _equal(sizes: Sequence[Any], others: Sequence[Any]) -> bool:
+    """True if they surely are; symbols are not asked for their values."""
+    return all(upstream.known_equal(n, m) for n, m in zip(sizes, others, strict=True))
 
 
 def _saves_a_kernel(relu: Node) -> bool:

@@ -279,9 +279,9 @@ def test_settings_of_cudnn_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_dynamic_sizes(agree: Agree) -> None:
-    images = torch.randn(4, 5, 4, 9, 7)
-    model = Layer(_normed).eval()
-    found = agree(model, lambda call: (images[call, : 2 + call],), options=ON, dynamic=True)
+    """Of batches and of images: one graph for all."""
+    images, model = torch.randn(4, 5, 4, 9, 7), Layer(_normed).eval()
+    found = agree(model, lambda call: (images[call, : 2 + call, :, : 6 + call].contiguous(),), options=ON, dynamic=True)
     assert calls(found) == ["fused", "alone"]
 
 
