@@ -8,7 +8,6 @@ guessed: a size is None, flops are None, a source is empty.
 from __future__ import annotations
 
 import logging
-import os
 import pathlib
 import re
 from collections.abc import Iterable
@@ -27,7 +26,7 @@ log = logging.getLogger(__name__)
 _SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
 # What Dynamo calls the module that was compiled, or whose method was, perhaps within a partial.
 _ROOT = re.compile(r"^[LG]\[[^\]]*\](\.func)?(\.__self__)?")
-_OURS = str(pathlib.Path(__file__).parent.parent) + os.sep
+_EXPLAIN = str(pathlib.Path(__file__).parent.parent / "report" / "explain.py")
 _FRAME = re.compile(r'File "(?P<file>.+?)", line (?P<line>\d+), in (?P<name>.+)')
 
 
@@ -70,8 +69,8 @@ def dtype_name(node: Any) -> str:
 def source_of(origin: Any) -> str:
     """`file:line in function` of the user's code behind a scheduler node; empty if nothing was recorded."""
     for fx_node in _fx_nodes(origin):
-        # Not a line of ours: `explain` calls a module of torch's, which has none of the user's, by itself.
-        frames = [f for f in _FRAME.findall(fx_node.meta.get("stack_trace") or "") if not f[0].startswith(_OURS)]
+        # Not the line in which `explain` calls the model, the only one where that is a module of torch's own.
+        frames = [f for f in _FRAME.findall(fx_node.meta.get("stack_trace") or "") if f[0] != _EXPLAIN]
         if frames:
             file, line, name = frames[-1]
             return f"{file}:{line} in {name}"

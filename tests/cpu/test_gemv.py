@@ -178,15 +178,13 @@ def test_parts_whose_size_is_an_input() -> None:
             torch.testing.assert_close(call(x, weight, width), function(x, weight, width), rtol=1e-4, atol=1e-4)
 
 
-def test_parts_that_data_decides_the_number_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "capture_dynamic_output_shape_ops", True)
-
+def test_parts_that_data_decides_the_number_of() -> None:
     def function(x: Tensor, w: Tensor, chosen: Tensor) -> Tensor:
         found = chosen.nonzero().flatten()
         return torch.bmm(x[found], w[found].mT).view(-1, 40).chunk(2, -1)[0] * 2
 
     arguments = torch.randn(5, 1, 24), torch.randn(5, 40, 24), torch.tensor([1, 0, 1, 1, 0])
-    with torch.no_grad():
+    with torch.no_grad(), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         found = torch.compile(function, backend="opara", options=ON)(*arguments)
     torch.testing.assert_close(found, function(*arguments), rtol=1e-4, atol=1e-4)
 
