@@ -62,23 +62,20 @@ def compare(
         for backend in dict.fromkeys(row.backend for row in before.rows if row.case == case)
         if backend != base
     ]
+    replaying = [any(row.replays for row in before.of(case, backend)) for case, backend, _, _ in pairs]
     sides: dict[bool, list[Groups]] = {True: [], False: []}
-    for case, backend, old, new in pairs:
-        sides[_replays(before, case, backend)] += [side for side in (old, new) if side]
+    for replays, (_, _, old, new) in zip(replaying, pairs, strict=True):
+        sides[replays] += [side for side in (old, new) if side]
     usual = {replays: usual_noise(found) for replays, found in sides.items()}
-    for case, backend, old, new in pairs:
+    for replays, (case, backend, old, new) in zip(replaying, pairs, strict=True):
         if old and new:
             found = ratio(old, new, confidence=confidence)
-            noise = max(usual[_replays(before, case, backend)], process_noise((old, new)))
+            noise = max(usual[replays], process_noise((old, new)))
             limit = max(1 + threshold, beyond(noise, old, new, confidence=confidence, comparisons=len(pairs)))
             yield Moved(case, backend, found, verdict(found, limit - 1), limit, min(len(old), len(new)))
         elif old:
             failed = any(r.case == case and r.backend == backend for r in after.rows)
             yield Moved(case, backend, None, BROKEN if failed else GONE)
-
-
-def _replays(results: Results, case: Case, backend: str) -> bool:
-    return any(row.replays for row in results.of(case, backend))
 
 
 def verdict(found: Ratio, threshold: float) -> str:

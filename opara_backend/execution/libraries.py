@@ -78,4 +78,4 @@ def has_fused_convolutions() -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _say_once(message: str) -> None:
-    log.warning("%s; computed in parts, which fuse_convolutions=False does faster", message)
+    log.warning("%s; computed in parts: leave fuse_convolutions off for this model", message)

@@ -91,8 +91,9 @@ def candidates(
     if device is not None and len(ranked) >= count:
         ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
     ranked = ranked[: max(0, count - 1)]
-    if in_place and len(ranked) >= FEW and ranked[0].launches in dishes:
-        patient = _built(written_in_place(graph), profile, dishes[ranked[0].launches], streams)
+    waiting = written_in_place(graph) if in_place and len(ranked) >= FEW and ranked[0].launches in dishes else graph
+    if waiting is not graph:
+        patient = _built(waiting, profile, dishes[ranked[0].launches], streams)
         if patient is not None and patient.streams > 1 and all(patient.launches != r.launches for r in ranked):
             ranked[count - 2 :] = [replace(patient, policy=f"{patient.policy}, in place")]
     return (sequential, *ranked)

@@ -39,7 +39,7 @@ def settled(norm: nn.Module) -> nn.Module:
 
 
 class Layer(nn.Module):
-    """convolution -> `between` -> ReLU -> convolution, and what the first ReLU gives beside."""
+    """convolution -> `between` -> ReLU -> convolution."""
 
     def __init__(self, between: Callable[[Tensor, Tensor], Tensor], **arguments: Any) -> None:
         super().__init__()
@@ -74,10 +74,6 @@ def _as_it_is(self: Any, y: Tensor) -> Tensor:
 
 def _reversed(self: Any, y: Tensor) -> Tensor:
     return self.scale - y
-
-
-def _by_row(self: Any, y: Tensor) -> Tensor:
-    return y + self.scale.mT.reshape(1, 6)[:, :1]
 
 
 def _rolled(self: Any, y: Tensor) -> Tensor:

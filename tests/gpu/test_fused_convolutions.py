@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from opara_backend.execution.libraries import convolution_relu
 from opara_backend.report.record import collect
+from tests.gpu_rewrites import replayed
 
 OPTIONS = {"fuse_convolutions": True, "remember": False}
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 5e-3}  # float32 in tf32, as in eager
@@ -43,17 +43,9 @@ class Block(nn.Module):
 def test_bottleneck(dtype: torch.dtype, channels: int, images: int, last: bool) -> None:
     torch.manual_seed(0)
     model, x = Block(channels).to("cuda", dtype).eval(), torch.randn(images, 3, 64, 96, device="cuda", dtype=dtype)
-    if last:
-        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    exact = copy.deepcopy(model).double()(x.double())
-    with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", fullgraph=True, options=OPTIONS)
-        for _ in range(3):
-            result = call(x)
-    (record,) = records
-    assert (record.replays, record.fallbacks) == (2, [])
+    result, exact, record = replayed(model, x, last=last, options=OPTIONS)
     assert sum("convolution_relu" in kernel.call for kernel in record.graph.kernels) == 4
-    torch.testing.assert_close(result.double(), exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    torch.testing.assert_close(result, exact, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 def test_a_bias_and_dynamic_sizes() -> None:

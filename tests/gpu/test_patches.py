@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from torch import nn
 
-from opara_backend.report.record import collect
+from tests.gpu_rewrites import replayed
 
 OPTIONS = {"unfold_patches": True, "remember": False}
 
@@ -21,18 +19,10 @@ def test_sequence_of_patches(dtype: torch.dtype, images: int, last: bool) -> Non
     layer, norm = nn.Conv2d(3, 96, 16, 16), nn.LayerNorm(96)
     model = nn.Sequential(layer, nn.Flatten(2), _Transposed(), norm).to("cuda", dtype).eval()
     x = torch.randn(images, 3, 64, 96, device="cuda", dtype=dtype)
-    if last:
-        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    exact = copy.deepcopy(model).double()(x.double())
-    with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", fullgraph=True, options=OPTIONS)
-        for _ in range(3):
-            result = call(x)
-    (record,) = records
-    assert (record.replays, record.fallbacks) == (2, [])
+    result, exact, record = replayed(model, x, last=last, options=OPTIONS)
     assert not any("convolution" in kernel.call and "extern" in kernel.call for kernel in record.graph.kernels)
     tolerance = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-3}[dtype]
-    torch.testing.assert_close(result.double(), exact, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(result, exact, rtol=tolerance, atol=tolerance)
 
 
 class _Transposed(nn.Module):
