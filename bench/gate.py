@@ -90,13 +90,13 @@ def searching_alone() -> Iterator[None]:
         yield
         return
     lane: Any = importlib.import_module("opara_backend.execution.lane")
-    original = lane.capture_best
+    original = lane.capture_fastest
 
-    def capture_best(*args: Any, **kwargs: Any) -> Any:
+    def capture_fastest(*args: Any, **kwargs: Any) -> Any:
         with alone():
             return original(*args, **kwargs)
 
-    with _replaced(lane, "capture_best", capture_best):
+    with _replaced(lane, "capture_fastest", capture_fastest):
         yield
 
 

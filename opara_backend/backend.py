@@ -9,6 +9,7 @@ Found through the entry point group `torch_dynamo_backends`; nothing is register
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -61,14 +62,16 @@ def compiled(
     if foreign is not None:
         fallback.step_down(*foreign, policy=chosen.fallback)
         return upstream.compile_fx(gm, example_inputs, config_patches=inductor)
-    if any(isinstance(x, torch.Tensor) and x.is_cuda for x in example_inputs):
+    if _on_cuda(example_inputs):
         for note in own_options.without_effect(options):
             log.warning(note)
     labels = _labels(gm)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
     patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, chosen, labels if named else "")}
     start = time.perf_counter()
-    with own_options.using(chosen, labels) as compilation, collect() as records:
+    # That cache knows of one lowering a graph.
+    caching = upstream.without_autograd_cache() if chosen.try_rewrites else contextlib.nullcontext()
+    with own_options.using(chosen, labels) as compilation, collect() as records, caching:
         made = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=chosen.fallback)
@@ -90,17 +93,12 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
 
 
 def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: str) -> dict[str, Any]:
-    """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own.
-
-    Before Inductor's: these take biases off products whose results they can be added to later.
-    """
+    """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own."""
     from opara_backend import upstream
-    from opara_backend.lowering.passes import REWRITES, OwnPass, with_own
+    from opara_backend.lowering.passes import SETTING, OwnPass, asked, with_own
 
-    name = "post_grad_custom_pre_pass"
-    given = inductor.get(name, getattr(upstream.inductor_config, name))
-    asked = tuple(option for option in REWRITES if getattr(chosen, option))
-    return {name: with_own(given, OwnPass(asked, labels))}
+    given = inductor.get(SETTING, getattr(upstream.inductor_config, SETTING))
+    return {SETTING: with_own(given, OwnPass(asked(chosen), labels))}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:
@@ -124,14 +122,28 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
             fallback.step_down(FallbackReason.TRAINING, "the graph computes gradients", policy=policy)
         return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
     from opara_backend.execution.cuda_graph import compiling
+    from opara_backend.lowering import alternatives, passes
     from opara_backend.lowering import inductor as lowering
 
     compilation.reached = True  # even if Inductor finds nothing to run in it, and makes no module
-    # Whoever has Inductor join kernels by its own choice gets that.
-    join_small = compilation.options.join_small and not upstream.inductor_config.combo_kernels
-    request = lowering.LoweringRequest(tuple(sorted(kwargs.get("static_input_idxs") or ())), join_small)
-    with compiling(), lowering.lowering(request, ("cpu", "cuda")):
-        return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
+    static = tuple(sorted(kwargs.get("static_input_idxs") or ()))
+
+    def lower(gm: torch.fx.GraphModule, asked: tuple[str, ...], looking: bool) -> Any:
+        # Whoever has Inductor join kernels by its own choice gets that.
+        join_small = "join_small" in asked and not upstream.inductor_config.combo_kernels
+        request = lowering.LoweringRequest(static, join_small, looking)
+        with lowering.lowering(request, ("cpu", "cuda")), passes.asking(asked, looking=looking):
+            return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
+
+    asked = passes.asked(compilation.options)
+    with compiling():
+        if compilation.options.try_rewrites and _on_cuda(example_inputs):
+            return alternatives.lowered(gm, lower, asked)
+        return lower(gm, asked, False)
+
+
+def _on_cuda(example_inputs: Sequence[Any]) -> bool:
+    return any(isinstance(x, torch.Tensor) and x.is_cuda for x in example_inputs)
 
 
 __all__ = ["__version__", "opara"]

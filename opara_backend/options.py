@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from opara_backend.scheduling import policies
@@ -37,6 +37,7 @@ class Options:
     fuse_gemv: bool = False
     join_small: bool = False
     unfold_patches: bool = False
+    try_rewrites: bool = False
     remember: bool = True
     annotate: bool = False
 
@@ -68,6 +69,9 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
     "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),
+    "try_rewrites": _Accepts(
+        "lower again with those of these four that find something to do, and keep the fastest, on CUDA"
+    ),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
 }
@@ -79,12 +83,14 @@ class Compilation:
 
     lowering_seconds: how long rewriting Inductor's wrapper took; nothing if it came from a cache. labels: a hash of the
     user's lines and modules that the graph came from, which caches do not go by unless kernels must have their names.
+    bound: the `execution.runtime.Runtime`s made so far.
     """
 
     options: Options
     reached: bool = False
     lowering_seconds: float = 0.0
     labels: str = ""
+    bound: list[Any] = field(default_factory=list)
 
 
 _current: contextvars.ContextVar[Compilation | None] = contextvars.ContextVar("opara_compilation", default=None)

@@ -111,10 +111,12 @@ __all__ = [
     "laid_out_for_convolution",
     "list_mode_options",
     "lowerings",
+    "own_output_strides",
     "same_addresses",
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
+    "without_autograd_cache",
     "wrapper_codegen_for",
 ]
 
@@ -241,6 +243,26 @@ def joining_kernels_by(groups: Callable[[Any], list[list[Any]]], asked: Callable
             yield
         finally:
             kind.set_group_algorithm_for_combo_kernels(original)
+
+
+@contextlib.contextmanager
+def own_output_strides() -> Iterator[None]:
+    """Let what is compiled while the block runs tell nobody the strides of its outputs.
+
+    Seen 2.11, 2.13, 2.15. Without it AOTAutograd is told twice, and refuses.
+    """
+    with torch._guards.TracingContext.report_output_strides():
+        yield
+
+
+def without_autograd_cache() -> Any:
+    """A context in which AOTAutograd keeps and finds nothing; Inductor's own cache of graphs stays as it is.
+
+    Seen 2.11, 2.13, 2.15. Without it a new process finds the first lowering of a graph, and not the others.
+    """
+    import torch._functorch.config as functorch_config
+
+    return functorch_config.patch(enable_autograd_cache=False)
 
 
 def inductor_option_names() -> tuple[str, ...]:

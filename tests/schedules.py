@@ -25,7 +25,7 @@ from rich.progress import Progress
 
 from bench import models
 from bench.about import environment
-from opara_backend.execution import lane
+from opara_backend.execution import alternatives
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, Tried, capture_plan
 from opara_backend.execution.cuda_graph import CapturedGraph
@@ -70,7 +70,7 @@ def random_schedule(graph: KernelGraph, profile: Profile, seed: int) -> Schedule
 @contextmanager
 def replaying(found: Found, schedules: int, progress: Progress | None = None) -> Iterator[None]:
     """Replay so many schedules of every graph that is captured while the block runs."""
-    module: Any = lane
+    module: Any = alternatives
     original = module.capture_best
 
     def capture_best(

@@ -7,7 +7,8 @@ Must not change: arguments, beyond copying back what the program writes into the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -121,5 +122,22 @@ class StaticArguments:
 
     def written_static(self, program: Program, graph: KernelGraph) -> list[torch.Tensor]:
         """Static arguments the program writes: state that must survive being run again and again."""
+        return self._written(program, graph, self._static)
+
+    def written(self, program: Program, graph: KernelGraph) -> list[torch.Tensor]:
+        """All arguments the program writes, as it finds them: static ones, and copies."""
+        return self._written(program, graph, [*self._static, *self._copied])
+
+    def _written(self, program: Program, graph: KernelGraph, positions: Sequence[int]) -> list[torch.Tensor]:
         written = {name for kernel in graph.kernels for name in kernel.writes}
-        return [self.values[p] for p in self._static if program.inputs[p] in written]
+        return [self.values[p] for p in positions if program.inputs[p] in written]
+
+    @contextlib.contextmanager
+    def copies_kept(self) -> Iterator[None]:
+        """Put back what runs in the block write into copies of arguments."""
+        before = [target.clone() for target in self._targets]
+        try:
+            yield
+        finally:
+            if before:
+                self._copy(self._targets, before)

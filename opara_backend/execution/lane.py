@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from opara_backend.execution import cuda_graph, host
+from opara_backend.execution.alternatives import Kept, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, capture_best, capture_plan, state_kept
+from opara_backend.execution.candidates import Memory, capture_plan, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
@@ -29,7 +30,7 @@ from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
-from opara_backend.scheduling.schedule import ScheduleError
+from opara_backend.scheduling.schedule import Schedule, ScheduleError
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -98,7 +99,7 @@ class CudaLane:
         self.device = torch.device(runtime.graph.device)
         self._lock = threading.RLock()  # an operator may call the compiled model it is part of
         self._captures = Captures(runtime.options.max_captures, runtime.record.forget)
-        self._decided: OrderedDict[Key, Plan] = OrderedDict()  # for the same shape at other addresses
+        self._decided: OrderedDict[Key, tuple[Runtime, Plan]] = OrderedDict()  # for the same shape at other addresses
         self._uncaptured: dict[Key, Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
         self._sightings: OrderedDict[Key, int] = OrderedDict()
         self._pool: Any = None
@@ -261,24 +262,29 @@ class CudaLane:
         decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
             if decided is not None:  # nothing to find out: the same kernels, read from other addresses
-                plan, captured = decided, capture_plan(program, decided, arguments, memory)
+                lowering, plan = decided
+                kept = Kept(lowering, plan, capture_plan(lowering.program, plan, arguments, memory), [])
             else:
-                near = next((plan.schedule for plan in reversed(self._decided.values())), None)
-                plan, captured, tried = capture_best(self.runtime, graph, arguments, memory, decided_as, near)
-                if tried:
-                    self.runtime.record.measured(key, tried)
+                kept = capture_fastest(self.runtime, graph, arguments, memory, decided_as, self._near)
+                self.runtime.record.measured(key, kept.tried, kept.lowerings)
                 if decided_as in self.runtime.record.remembered:
                     self.runtime.record.remembered.add(key)
+        program, plan, captured = kept.runtime.program, kept.plan, kept.captured
         self._pool = captured.pool  # another than it was meant to be, where somebody invalidated the first attempt
-        outputs = OutputSpec(program, graph, captured.outputs or (), arguments)
+        outputs = OutputSpec(program, plan.graph, captured.outputs or (), arguments)
         arguments.let_go()
         kind = _NamedCaptured if self.runtime.options.annotate else _Captured
         self._captures.add(key, kind(captured, arguments, outputs, self._loans, self.runtime.name))
-        self._decided[decided_as] = plan
+        self._decided[decided_as] = kept.runtime, plan
         self._decided.move_to_end(decided_as)
         if len(self._decided) > DECISIONS_KEPT:
             self._decided.popitem(last=False)
-        self.runtime.record.planned(key, plan, captured=True)
+        self.runtime.record.planned(key, plan, captured=True, rewrites=kept.runtime.generated.rewrites)
+
+    def _near(self, lowering: Runtime) -> Schedule | None:
+        """What won with `lowering` for the shape decided last, if that was kept for one."""
+        plans = (plan for kept, plan in reversed(self._decided.values()) if kept is lowering)
+        return next((plan.schedule for plan in plans), None)
 
     def _memory_pool(self) -> Any:
         """One pool for all captures of this graph; a new one when none is left, for a pool ends with its last graph."""

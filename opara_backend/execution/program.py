@@ -41,6 +41,7 @@ class Program:
     inputs: names of all arguments by position, sizes included. static_inputs: positions whose addresses stay.
     dynamic_inputs: positions of tensors with symbolic sizes or strides. number_inputs: positions of tensors on the CPU
     of which kernels on the GPU are given the value. labels: of the graph it was lowered from (`options.Compilation`).
+    rewrites: which of `passes.REWRITES` found something to do; possible: which others would have, if that was asked.
     """
 
     run: Callable[..., Any]
@@ -51,6 +52,8 @@ class Program:
     number_inputs: tuple[int, ...] = ()
     unsupported: str = ""
     labels: str = ""
+    rewrites: tuple[str, ...] = ()
+    possible: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -71,6 +74,7 @@ class Program:
         if compilation.labels != self.labels:  # out of a cache, made for a graph that is alike
             graph = graph.without_labels()
         runtime = Runtime(self, graph, chosen)
+        compilation.bound.append(runtime)
         if not chosen.annotate:
             return runtime
         from opara_backend.report import annotate

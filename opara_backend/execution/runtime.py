@@ -49,13 +49,14 @@ class Runtime:
         self.program = annotate.named_kernels(program, graph) if options.annotate else program
         compile_id = upstream.current_compile_id()
         self.name = f"opara graph {compile_id}" if compile_id is not None else "opara graph"
-        self.record = GraphRecord(graph, options, compile_id=compile_id)
+        self.record = GraphRecord(graph, options, program.rewrites, compile_id=compile_id)
         self.record.lowered()
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
         self._scalars: tuple[int, ...] | None = None
         self._refused: Fallback | None = None
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
+        self.alternatives: tuple[Runtime, ...] = ()  # the same graph lowered otherwise, never called themselves
         # Where the host decides in the middle of a program, it can only be run in program order.
         self.plannable = len(graph.segments) == 1 and bool(graph.kernels)
         # And what it looks at meanwhile is not written down, so only a program in one piece is known well enough.

@@ -1,6 +1,7 @@
 """Schedules that won, on disk: a new process finds them there and neither profiles nor searches.
 
-Takes: a graph with sizes bound, options, the device. Gives: a `Winner` that an earlier search left, or nothing.
+Takes: a graph with sizes bound, options, the device. Gives: a `Winner` that an earlier search left, or nothing; where
+a graph was lowered in several ways, the `Choice` among them.
 Must not change: files of others. One file per graph, shape, device, set of versions and options, in `opara/` beside
 Inductor's own caches; written whole or not at all, so processes may share the folder.
 
@@ -18,6 +19,7 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +30,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import REMEMBERED, Options
 from opara_backend.profiling.device import current_device_spec
 from opara_backend.profiling.profile import Profile
+from opara_backend.report.record import Timed
 from opara_backend.scheduling.policies import BUILT_IN_ORDERS, BUILT_IN_POLICIES
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 
@@ -45,6 +48,14 @@ class Winner:
     profile: Profile
     schedule: Schedule
     tried: tuple[tuple[Schedule, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which of a graph's lowerings was kept, by the name of its generated module, and all that were timed."""
+
+    source: str
+    lowerings: tuple[Timed, ...]
 
 
 def place(program: Program, graph: KernelGraph, shape: object, options: Options) -> Path | None:
@@ -70,20 +81,32 @@ def place(program: Program, graph: KernelGraph, shape: object, options: Options)
 def find(path: Path | None, graph: KernelGraph) -> Winner | None:
     """The winner in `path`; None if there is none that this version can read. Its schedule is yet to be verified, those
     that were tried are."""
-    if path is None:
-        return None
-    try:
-        winner: Winner = codec.load(path.read_text(), Winner, SCHEMA, "winner")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError, codec.FormatError) as error:
-        log.info("searching anew: what is remembered cannot be read: %s: %s", path, error)
+    winner: Winner | None = _read(path, Winner, "winner")
+    if winner is None:
         return None
     if len(winner.profile.kernels) != len(graph) or winner.schedule.streams > len(graph):
         log.info("searching anew: what is remembered is about another graph: %s", path)
         return None
     tried = tuple((schedule, seconds) for schedule, seconds in winner.tried if _is_valid(graph, schedule))
     return replace(winner, tried=tried)
+
+
+def find_choice(path: Path | None) -> Choice | None:
+    """The choice in `path`; None if there is none that this version can read."""
+    choice: Choice | None = _read(path, Choice, "choice")
+    return choice
+
+
+def _read(path: Path | None, kind: type, what: str) -> Any:
+    if path is None:
+        return None
+    try:
+        return codec.load(path.read_text(), kind, SCHEMA, what)
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError, codec.FormatError) as error:
+        log.info("searching anew: what is remembered cannot be read: %s: %s", path, error)
+        return None
 
 
 def _is_valid(graph: KernelGraph, schedule: Schedule) -> bool:
@@ -94,8 +117,8 @@ def _is_valid(graph: KernelGraph, schedule: Schedule) -> bool:
     return True
 
 
-def keep(path: Path | None, winner: Winner) -> None:
-    """Write `winner` to `path`. Where that cannot be, it is said and nothing else happens."""
+def keep(path: Path | None, found: Winner | Choice) -> None:
+    """Write what was `found` to `path`. Where that cannot be, it is said and nothing else happens."""
     if path is None:
         return
     temporary = ""
@@ -103,10 +126,10 @@ def keep(path: Path | None, winner: Winner) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         with os.fdopen(descriptor, "w") as file:
-            file.write(codec.dump(winner, SCHEMA))
+            file.write(codec.dump(found, SCHEMA))
         os.replace(temporary, path)
     except OSError as error:
-        log.info("the schedule found is not remembered: %s", error)
+        log.info("what was found is not remembered: %s", error)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
 

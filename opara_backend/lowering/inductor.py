@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -45,40 +46,57 @@ PATCHES: dict[str, Any] = {
 @dataclass(frozen=True)
 class LoweringRequest:
     """What the codegen must know beside the graph: which inputs keep their addresses between calls, and whether small
-    kernels are to be joined (`joining`)."""
+    kernels are to be joined (`joining`). looking: whether to find out which other rewrites there would be."""
 
     static_inputs: tuple[int, ...] = ()
     join_small: bool = False
+    looking: bool = False
 
 
-_request: contextvars.ContextVar[LoweringRequest | None] = contextvars.ContextVar("opara_lowering", default=None)
+@dataclass(frozen=True)
+class _UnderWay:
+    """A lowering. rewrites, possible: as `Program` has them, as far as they are known."""
+
+    request: LoweringRequest
+    rewrites: set[str] = field(default_factory=set)
+    possible: set[str] = field(default_factory=set)
+
+
+_under_way: contextvars.ContextVar[_UnderWay | None] = contextvars.ContextVar("opara_lowering", default=None)
 
 
 @contextlib.contextmanager
 def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[None]:
     """Let Inductor graphs compiled inside the block, by this thread, come out as programs."""
-    token = _request.set(request)
+    token = _under_way.set(_UnderWay(request))
+    noted = functools.partial(note_rewrite, "join_small")
     try:
         with (
             upstream.inductor_config.patch(PATCHES),
             upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
             upstream.waiting_whatever_ran_before(),
-            joining.joined(under_way) if request.join_small else contextlib.nullcontext(),
+            joining.joined(under_way, noted) if request.join_small else contextlib.nullcontext(),
         ):
             yield
     finally:
-        _request.reset(token)
+        _under_way.reset(token)
 
 
 def under_way() -> bool:
     """True while a graph that this thread compiles comes out as a program: training's does not."""
-    return _request.get() is not None
+    return _under_way.get() is not None
 
 
 def static_inputs() -> tuple[int, ...]:
     """Positions of the inputs of the graph under way that stay where they are: parameters and buffers."""
-    request = _request.get()
-    return request.static_inputs if request is not None else ()
+    here = _under_way.get()
+    return here.request.static_inputs if here is not None else ()
+
+
+def note_rewrite(name: str, *, done: bool = True) -> None:
+    """Note that the rewrite called `name` found something to do; `done`: and did it."""
+    if (here := _under_way.get()) is not None:
+        (here.rewrites if done else here.possible).add(name)
 
 
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
@@ -102,7 +120,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
 
         A graph that has a name is part of another one, compiled alone to be timed while that one is lowered.
         """
-        if is_subgraph or _request.get() is None or upstream.V.graph.name is not None:
+        if is_subgraph or not under_way() or upstream.V.graph.name is not None:
             return upstream.PythonWrapperCodegen.create(
                 is_subgraph, subgraph_name, parent_wrapper, partition_signatures
             )
@@ -234,16 +252,15 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         super().generate_return(output_refs)
 
     def generate_after_suffix(self, result: Any) -> None:
-        request = _request.get() or LoweringRequest()
         if self._graph_json is None:
             arguments = f"program, graph_json=None, unsupported={self._unsupported!r}"
         else:
             names = tuple(self.get_graph_input_names())
             numbers = tuple(names.index(name) for name in self._numbers)
             arguments = (
-                f"program, graph_json={self._graph_json!r}, inputs={names!r}, static_inputs={request.static_inputs!r}, "
+                f"program, graph_json={self._graph_json!r}, inputs={names!r}, static_inputs={static_inputs()!r}, "
                 f"dynamic_inputs={_dynamic_inputs(upstream.V.graph)!r}, number_inputs={numbers!r}, "
-                f"labels={options.current().labels!r}"
+                f"labels={options.current().labels!r}, {_rewrites()}"
             )
         result.splice(_FOOTER.format(arguments=arguments))
 
@@ -280,6 +297,15 @@ class _Rewritten(upstream.WrapperLine):
             self.wrapper.leave_to_inductor(self.lines, code, f"internal error: {type(error).__name__}: {error}")
         finally:
             options.current().lowering_seconds += time.perf_counter() - start
+
+
+def _rewrites() -> str:
+    """Arguments of `Program` that say which rewrites there were and could have been."""
+    here = _under_way.get() or _UnderWay(LoweringRequest())
+    unjoined = not (here.request.join_small or upstream.inductor_config.combo_kernels)
+    if here.request.looking and unjoined and joining.groups(upstream.V.graph.scheduler):
+        here.possible.add("join_small")
+    return f"rewrites={tuple(sorted(here.rewrites))!r}, possible={tuple(sorted(here.possible))!r}"
 
 
 def _device_of_graph(graph: Any) -> str:

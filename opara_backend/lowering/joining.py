@@ -25,9 +25,16 @@ FEW = 16_384
 
 
 @contextlib.contextmanager
-def joined(asked: Callable[[], bool]) -> Iterator[None]:
-    """Let Inductor join `groups` while the block runs, wherever `asked()` says so."""
-    with upstream.inductor_config.patch(settings()), upstream.joining_kernels_by(groups, asked):
+def joined(asked: Callable[[], bool], noted: Callable[[], object]) -> Iterator[None]:
+    """Let Inductor join `groups` while the block runs, wherever `asked()`; `noted` is called if there are any."""
+
+    def found(scheduler: Any) -> list[list[Any]]:
+        those = groups(scheduler)
+        if those:
+            noted()
+        return those
+
+    with upstream.inductor_config.patch(settings()), upstream.joining_kernels_by(found, asked):
         yield
 
 

@@ -7,9 +7,12 @@ every cache. Must not change: what the user's passes do.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import hashlib
 import pathlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,20 +22,43 @@ from opara_backend._version import __version__
 from opara_backend.lowering import fused_convolutions, gemv, patches
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
-from opara_backend.lowering.inductor import static_inputs, under_way
+from opara_backend.lowering.inductor import note_rewrite, static_inputs, under_way
+from opara_backend.options import Options
 
 REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "unfold_patches")
 """Options that change which kernels there are, and so what the caches hold."""
 
 
+def asked(options: Options) -> tuple[str, ...]:
+    """Which of `REWRITES` the options ask for."""
+    return tuple(name for name in REWRITES if getattr(options, name))
+
+
+def _vectors(graph: torch.fx.Graph) -> int:
+    found = gemv.fuse_gemv(graph)
+    if found:
+        open_cells(graph)
+        split_products(graph)
+    return found
+
+
+_OF_GRAPHS: Mapping[str, Callable[[torch.fx.Graph], int]] = {
+    "unfold_patches": patches.unfold_patches,
+    "fuse_convolutions": lambda graph: fused_convolutions.fuse_convolutions(graph, static_inputs()),
+    "fuse_gemv": _vectors,
+}
+"""Those of `REWRITES` that work on the graph before Inductor does, in their order: how much each found to do."""
+
+
 class OwnPass(upstream.CustomGraphPass):
     """Rewrites a graph that we lower as asked to, after `inner`, a pass of the user's; training's is left to Inductor.
 
-    asked: which of `REWRITES`; it enters the cache keys, for those made elsewhere too (`joining`). So do `labels`.
+    asked: which of `REWRITES`; it enters the cache keys, for those made elsewhere too (`joining`). So do `labels`, and
+    whether it is to be found out what the others would do (`looking`).
     """
 
-    def __init__(self, asked: tuple[str, ...] = (), labels: str = "", inner: Any = None) -> None:
-        self.asked, self.labels, self.inner = asked, labels, inner
+    def __init__(self, asked: tuple[str, ...] = (), labels: str = "", looking: bool = False, inner: Any = None) -> None:
+        self.asked, self.labels, self.looking, self.inner = asked, labels, looking, inner
         if "fuse_convolutions" in asked:
             fused_convolutions.operator()  # modules out of a cache call it, and then nothing else registers it
 
@@ -41,17 +67,17 @@ class OwnPass(upstream.CustomGraphPass):
             self.inner(graph)
         if not under_way():
             return
-        if "unfold_patches" in self.asked:
-            patches.unfold_patches(graph)
-        if "fuse_convolutions" in self.asked:
-            fused_convolutions.fuse_convolutions(graph, static_inputs())
-        if "fuse_gemv" in self.asked and gemv.fuse_gemv(graph):
-            open_cells(graph)
-            split_products(graph)
+        if self.looking:
+            for name, rewrite in _OF_GRAPHS.items():
+                if name not in self.asked and rewrite(copy.deepcopy(graph)):
+                    note_rewrite(name, done=False)
+        for name, rewrite in _OF_GRAPHS.items():
+            if name in self.asked and rewrite(graph):
+                note_rewrite(name)
 
     def uuid(self) -> Any:
         """None, which bypasses caches, if the inner pass cannot be told apart either."""
-        mark = ("opara_backend", __version__, lowering_hash(), self.labels, self.asked)
+        mark = ("opara_backend", __version__, lowering_hash(), self.labels, self.asked, self.looking)
         if self.inner is None:
             return mark
         inner = self.inner.uuid() if hasattr(self.inner, "uuid") else None
@@ -68,6 +94,19 @@ def with_own(given: Any, own: OwnPass) -> Any:
         return [*users, own]
     (own.inner,) = users or [None]
     return own
+
+
+SETTING = "post_grad_custom_pre_pass"
+"""Inductor's setting for passes: before its own, which take biases off products they can be added to later."""
+
+
+@contextlib.contextmanager
+def asking(asked: tuple[str, ...], *, looking: bool = False) -> Iterator[None]:
+    """Let graphs lowered while the block runs be rewritten as `asked`; everything else as Inductor's settings say."""
+    given = getattr(upstream.inductor_config, SETTING)
+    (known,) = [one for one in (given if isinstance(given, list | tuple) else [given]) if isinstance(one, OwnPass)]
+    with upstream.inductor_config.patch({SETTING: with_own(given, OwnPass(asked, known.labels, looking))}):
+        yield
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""GraphRecord -> GraphReport.
+"""GraphRecord -> GraphReports.
 
 Takes: a record of a graph that has been called, and a device to estimate for where only a CPU ran it. Gives: plain
 data. Must not change: the record. Imports no torch.
@@ -19,7 +19,7 @@ from opara_backend.profiling.profile import KernelProfile, Profile
 from opara_backend.report import model
 from opara_backend.report.estimate import estimated_profile
 from opara_backend.report.hazards import wait_rows
-from opara_backend.report.record import GraphRecord
+from opara_backend.report.record import GraphRecord, Stages
 from opara_backend.report.timelines import critical_chain, predicted
 from opara_backend.scheduling.bounds import critical_path, work_bound
 from opara_backend.scheduling.gaps import gap_of
@@ -35,21 +35,35 @@ NOT_CHOSEN = (
 )
 REMEMBERED = "profile, candidates and schedule come from an earlier search (option remember)"
 
+Key = tuple[Any, ...]
 Tried = Sequence[tuple[Schedule, float]]
 
 
-def graph_report(record: GraphRecord, estimate_for: DeviceSpec) -> model.GraphReport:
-    """Everything known about one graph. A graph that was never planned is shown in program order."""
-    shapes = []
-    for key, (plan, captured) in record.plans.items():
-        shape = planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
-        notes = [REMEMBERED] if key in record.remembered else []
-        if record.options.policy == "auto" and record.graph.device == "cpu":
-            notes.append(NOT_CHOSEN)
-        shapes.append(replace(shape, notes=(*shape.notes, *notes)))
+def graph_reports(record: GraphRecord, estimate_for: DeviceSpec) -> tuple[model.GraphReport, ...]:
+    """Everything known about one graph, by the lowerings kept for its shapes: one, nearly always.
+
+    A graph that was never planned is shown in program order.
+    """
+    found = [_graph_report(record, rewrites, keys, estimate_for) for rewrites, keys in by_lowering(record).items()]
+    first, *others = found or [_graph_report(record, record.rewrites, (), estimate_for)]
+    return (first, *(replace(o, replays=0, other_calls=0, hit_rate=0.0, stages=Stages(), fallbacks=()) for o in others))
+
+
+def by_lowering(record: GraphRecord) -> dict[tuple[str, ...], list[Key]]:
+    """The shapes that are planned, by the rewrites in what they run by."""
+    found: dict[tuple[str, ...], list[Key]] = {}
+    for key in record.plans:
+        found.setdefault(record.rewritten.get(key, record.rewrites), []).append(key)
+    return found
+
+
+def _graph_report(
+    record: GraphRecord, rewrites: tuple[str, ...], keys: Sequence[Key], estimate_for: DeviceSpec
+) -> model.GraphReport:
+    shapes = [_planned_shape(record, key, rewrites, estimate_for) for key in keys]
     if not shapes and record.graph.kernels:
         shapes = [_unplanned_shape(record.graph, estimate_for)]
-    graph = record.graph
+    graph = record.plans[keys[0]][0].graph if keys else record.graph
     return model.GraphReport(
         device=graph.device,
         segments=graph.segments,
@@ -61,7 +75,20 @@ def graph_report(record: GraphRecord, estimate_for: DeviceSpec) -> model.GraphRe
         stages=record.stages,
         fallbacks=(*map(fallback_row, record.fallbacks), *_foreseen(record)),
         shapes=tuple(shapes),
+        rewrites=rewrites,
     )
+
+
+def _planned_shape(
+    record: GraphRecord, key: Key, rewrites: tuple[str, ...], estimate_for: DeviceSpec
+) -> model.ShapeReport:
+    plan, captured = record.plans[key]
+    shape = planned_shape(shape_name(key), plan, captured, record.candidates.get(key, ()), estimate_for)
+    notes = [REMEMBERED] if key in record.remembered else []
+    if record.options.policy == "auto" and record.graph.device == "cpu":
+        notes.append(NOT_CHOSEN)
+    rows = [model.LoweringRow(t.rewrites, t.seconds, t.rewrites == rewrites) for t in record.lowerings.get(key, ())]
+    return replace(shape, lowerings=tuple(rows), notes=(*shape.notes, *notes))
 
 
 def fallback_row(step: Fallback) -> model.FallbackRow:

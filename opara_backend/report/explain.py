@@ -24,7 +24,7 @@ from opara_backend import fallback
 from opara_backend import options as own_options
 from opara_backend._version import __version__
 from opara_backend.profiling.device import preset
-from opara_backend.report.build import fallback_row, graph_report
+from opara_backend.report.build import fallback_row, graph_reports
 from opara_backend.report.model import Report
 from opara_backend.report.record import GraphRecord, collect
 
@@ -123,7 +123,7 @@ def _report(
         device=f"{found} ({device})" if device else found,
         versions=tuple(versions.items()),
         options=tuple((str(k), str(v)) for k, v in sorted(options.items())),
-        graphs=tuple(graph_report(record, preset(ESTIMATED_DEVICE)) for record in records),
+        graphs=tuple(report for record in records for report in graph_reports(record, preset(ESTIMATED_DEVICE))),
         fallbacks=tuple({fallback_row(s): None for s in steps if id(s) not in of_graphs}),
         notes=tuple(notes),
         modules=tuple((p, type(m).__name__) for p, m in owner.named_modules() if p) if owner is not None else (),

@@ -13,7 +13,7 @@ from pathlib import Path
 from opara_backend import codec
 from opara_backend.report.record import Stages
 
-SCHEMA = 1
+SCHEMA = 2
 _FUSED = re.compile(r"(?:triton|cpp)_(?:[a-z]+_)?fused_(?P<operations>.*?)(?:_\d+)?$")
 
 
@@ -111,6 +111,20 @@ class CandidateRow:
 
 
 @dataclass(frozen=True)
+class LoweringRow:
+    """A way of lowering the graph that was timed: its rewrites (options), seconds per replay of its best schedule."""
+
+    rewrites: tuple[str, ...]
+    measured: float
+    chosen: bool
+
+    @property
+    def label(self) -> str:
+        """What people know it by."""
+        return ", ".join(self.rewrites) or "no rewrites"
+
+
+@dataclass(frozen=True)
 class BoundRow:
     """How fast no schedule of these kernels can beat. dominant: which of the two bounds is the larger.
 
@@ -173,7 +187,7 @@ class ShapeReport:
     """How one concrete shape of a graph runs. basis: where the kernels' durations come from.
 
     state: "captured", "in order" (planned, not captured) or "unplanned". critical: the longest chain of dependent
-    kernels. notes: what else to know.
+    kernels. lowerings: those timed against each other, if there were several. notes: what else to know.
     """
 
     shape: str
@@ -189,6 +203,7 @@ class ShapeReport:
     memory: MemoryRow | None
     critical: tuple[int, ...]
     timelines: tuple[Timeline, ...]
+    lowerings: tuple[LoweringRow, ...] = ()
     notes: tuple[str, ...] = ()
 
     def timeline(self, kind: str) -> Timeline | None:
@@ -209,7 +224,12 @@ class FallbackRow:
 
 @dataclass(frozen=True)
 class GraphReport:
-    """One compiled graph. segments: index of the first kernel of each part. edges: (before, after, kind, buffer)."""
+    """One compiled graph, lowered in one way. segments: index of the first kernel of each part. edges: (before, after,
+    kind, buffer). rewrites: options whose rewrites are in it.
+
+    Where shapes run by different lowerings of one graph, each is a report of its own; calls, time spent and fallbacks
+    are told with the first.
+    """
 
     device: str
     segments: tuple[int, ...]
@@ -221,6 +241,7 @@ class GraphReport:
     stages: Stages
     fallbacks: tuple[FallbackRow, ...]
     shapes: tuple[ShapeReport, ...]
+    rewrites: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

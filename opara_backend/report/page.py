@@ -176,6 +176,9 @@ def _cards(graph: GraphReport, shape: ShapeReport) -> list[tuple[str, str]]:
         if bound.streams is not None and bound.launch is not None and bound.contention is not None:
             rest = f"{_short(bound.launch)} launches and joins, {_short(bound.streams)} kernels in turn on a stream"
             cards.append((_short(bound.contention), f"of a call is contention; {rest}"))
+    for timed in shape.lowerings:
+        kept = ", kept" if timed.chosen else ""
+        cards.append((_short(timed.measured), f"a call of the lowering with {timed.label}, measured{kept}"))
     for line in shape.timelines:
         if line.kind == "measured" or (line.kind == "plan" and shape.timeline("measured") is None):
             how = "measured" if line.kind == "measured" else "predicted"

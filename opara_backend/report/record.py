@@ -12,7 +12,7 @@ import contextvars
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -49,20 +49,34 @@ class Stages:
     search: float = 0.0
 
 
+@dataclass(frozen=True)
+class Timed:
+    """A way of lowering a graph, by the rewrites in it, and the seconds that a replay of its best schedule took."""
+
+    rewrites: tuple[str, ...]
+    seconds: float
+
+
 @dataclass
 class GraphRecord:
     """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
 
+    rewrites: which of Inductor's kernels' rewrites (options) there are in `graph`.
     plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
     candidates: per concrete shape, the schedules that were tried and their measured seconds per replay.
+    rewritten: per captured shape, which rewrites there are in what it runs by. lowerings: per concrete shape for which
+    several were timed, each one's rewrites and seconds per replay.
     stages: how long what took, so far. remembered: shapes whose schedule an earlier search had left on disk.
     replays, other_calls: calls served by a captured graph, and by any other way (first calls included).
     """
 
     graph: KernelGraph
     options: Options
+    rewrites: tuple[str, ...] = ()
     plans: dict[tuple[Any, ...], tuple[Plan, bool]] = field(default_factory=dict)
     candidates: dict[tuple[Any, ...], list[tuple[Schedule, float]]] = field(default_factory=dict)
+    rewritten: dict[tuple[Any, ...], tuple[str, ...]] = field(default_factory=dict)
+    lowerings: dict[tuple[Any, ...], tuple[Timed, ...]] = field(default_factory=dict)
     fallbacks: list[Fallback] = field(default_factory=list)
     stages: Stages = Stages()
     remembered: set[Any] = field(default_factory=set)
@@ -95,8 +109,10 @@ class GraphRecord:
 
         upstream.trace_artifact("opara_kernel_graph", lambda: json.loads(self.graph.to_json()), self.compile_id)
 
-    def planned(self, key: tuple[Any, ...], plan: Plan, *, captured: bool) -> None:
-        """Note how shape `key` runs from now on."""
+    def planned(
+        self, key: tuple[Any, ...], plan: Plan, *, captured: bool, rewrites: tuple[str, ...] | None = None
+    ) -> None:
+        """Note how shape `key` runs from now on, by a lowering with `rewrites`: those of `graph` if not said."""
         log.info(
             "%d kernels, %s: %s on %d streams with %d waits, arena %d bytes for %d",
             len(plan.graph),
@@ -108,15 +124,24 @@ class GraphRecord:
             plan.memory.requested_bytes,
         )
         self.plans[key] = (plan, captured)
+        if rewrites is not None:
+            self.rewritten[key] = rewrites
         from opara_backend import upstream
 
         upstream.trace_artifact("opara_schedule", lambda: _chosen(key, plan, captured), self.compile_id)
 
-    def measured(self, key: tuple[Any, ...], candidates: list[tuple[Schedule, float]]) -> None:
-        """Note what the search for shape `key` found."""
+    def measured(
+        self, key: tuple[Any, ...], candidates: list[tuple[Schedule, float]], lowerings: Sequence[Timed] = ()
+    ) -> None:
+        """Note what the search for shape `key` found: schedules of the lowering kept, and the best of each lowering."""
         for schedule, seconds in candidates:
             log.debug("%s on %d streams: %.1f us", schedule.policy, schedule.streams, seconds * 1e6)
-        self.candidates[key] = candidates
+        for timed in lowerings:
+            log.debug("with %s: %.1f us", ", ".join(timed.rewrites) or "no rewrites", timed.seconds * 1e6)
+        if candidates:
+            self.candidates[key] = candidates
+        if lowerings:
+            self.lowerings[key] = tuple(lowerings)
 
     def fell_back(self, reason: FallbackReason) -> bool:
         """True if `reason` has been noted."""
@@ -126,6 +151,8 @@ class GraphRecord:
         """Shape `key` is no longer ready to run."""
         self.plans.pop(key, None)
         self.candidates.pop(key, None)
+        self.lowerings.pop(key, None)
+        self.rewritten.pop(key, None)
 
 
 def _chosen(key: tuple[Any, ...], plan: Plan, captured: bool) -> dict[str, Any]:
@@ -165,5 +192,15 @@ def collect() -> Iterator[list[GraphRecord]]:
     token = listeners.set((*listeners.get(), found))
     try:
         yield found
+    finally:
+        listeners.reset(token)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Tell no listener of this context about graphs compiled or called while the block runs."""
+    token = listeners.set(())
+    try:
+        yield
     finally:
         listeners.reset(token)

@@ -13,13 +13,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opara_backend.report.build import by_lowering
 from opara_backend.report.measured import measured, replays
 from opara_backend.report.model import GraphReport, Report
 from opara_backend.report.record import GraphRecord
+
+if TYPE_CHECKING:
+    from opara_backend.execution.host import Plan
 
 log = logging.getLogger(__name__)
 
@@ -53,13 +57,14 @@ def profiled(call: Callable[[], object]) -> list[dict[str, Any]]:
 def with_events(report: Report, records: Sequence[GraphRecord], events: Sequence[dict[str, Any]]) -> Report:
     """`report` with what a trace tells about its shapes; `records` in the order of the report's graphs."""
     traced = replays(events)
-    graphs = [_graph(graph, record, traced) for graph, record in zip(report.graphs, records, strict=True)]
+    plans = [[r.plans[key] for key in keys] for r in records for keys in by_lowering(r).values() or [()]]
+    graphs = [_graph(graph, of_shapes, traced) for graph, of_shapes in zip(report.graphs, plans, strict=True)]
     return replace(report, graphs=tuple(graphs))
 
 
-def _graph(graph: GraphReport, record: GraphRecord, traced: Sequence[Any]) -> GraphReport:
+def _graph(graph: GraphReport, plans: Sequence[tuple[Plan, bool]], traced: Sequence[Any]) -> GraphReport:
     shapes = list(graph.shapes)
-    for index, (plan, captured) in enumerate(record.plans.values()):
+    for index, (plan, captured) in enumerate(plans):
         if not captured:
             continue
         launches = [kernel.launches for kernel in plan.profile.kernels]

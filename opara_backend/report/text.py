@@ -86,6 +86,8 @@ def _graph(number: int, graph: GraphReport) -> Table:
     parts = f" in {len(graph.segments)} segments" if len(graph.segments) > 1 else ""
     symbols = f", dynamic sizes {', '.join(graph.symbols)}" if graph.symbols else ""
     _add(table, "kernels", f"{count}{parts}{symbols}")
+    if graph.rewrites:
+        _add(table, "rewritten by", ", ".join(graph.rewrites))
     calls = graph.replays + graph.other_calls
     if calls:
         _add(table, "calls", f"{calls}, {graph.hit_rate:.0%} of them replayed")
@@ -104,6 +106,9 @@ def _shape(number: int, shape: ShapeReport, kernels: int | None, width: int) -> 
     _add(table, "durations", shape.basis)
     for line in summary(shape):
         _add(table, *line)
+    if shape.lowerings:
+        timed = (f"{row.label} {us(row.measured)}{' (kept)' if row.chosen else ''}" for row in shape.lowerings)
+        _add(table, "lowerings timed", "; ".join(timed))
     yield table
     if len(shape.candidates) > 1:
         yield _candidates(shape)

@@ -7,13 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from opara_backend import upstream
-from opara_backend.execution import cuda_graph, lane
+from opara_backend.execution import alternatives, cuda_graph, lane
+from opara_backend.execution.alternatives import Kept
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
@@ -23,7 +25,7 @@ from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import OparaFallbackError
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
-from opara_backend.report.record import collect
+from opara_backend.report.record import Timed, collect
 from tests.strategies import graph_with_edges
 
 
@@ -106,7 +108,7 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
 
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(handles))
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: happened.append(f"given back, {graph.resets} gone"))
-    monkeypatch.setattr(lane, "capture_best", capture)
+    monkeypatch.setattr(alternatives, "capture_best", capture)
     monkeypatch.setattr(lane, "StaticArguments", lambda *_: SimpleNamespace(written_static=lambda *_: []))
     for step in ("no graph yet", "one", "none any more"):
         if step == "one":
@@ -115,6 +117,45 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
         with pytest.raises(InterruptedError):
             here._capture((), here.runtime.graph, [])
     assert happened == ["given back, 0 gone", 0, "given back, 0 gone", 0, "given back, 1 gone", 1]
+
+
+def test_a_shape_whose_parameters_move_keeps_its_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what won with a lowering is where the next shape begins with the same one."""
+    here, other = a_lane(), a_lane().runtime
+    plans = [SimpleNamespace(graph=other.graph, schedule=name) for name in ("first", "second")]
+    captured = SimpleNamespace(pool=(0, 1), outputs=())
+    searched: list[tuple[object, object]] = []
+    programs: list[Program] = []
+
+    def fastest(runtime: Runtime, graph: object, arguments: object, memory: object, shape: object, near: Any) -> Kept:
+        searched.append((near(other), near(runtime)))
+        return Kept(other, plans[len(searched) - 1], captured, [], (Timed((), 2.0), Timed(("fuse_gemv",), 1.0)))
+
+    def again(program: Program, plan: object, *more: object) -> object:
+        programs.append(program)
+        assert plan is plans[0]
+        return captured
+
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
+    monkeypatch.setattr(lane, "capture_fastest", fastest)
+    monkeypatch.setattr(lane, "capture_plan", again)
+    monkeypatch.setattr(lane, "OutputSpec", lambda *_: None)
+    monkeypatch.setattr(here.runtime.record, "planned", lambda key, plan, **more: None)
+    monkeypatch.setattr(
+        lane,
+        "StaticArguments",
+        lambda *_: SimpleNamespace(
+            written_static=lambda *_: [], let_go=lambda: None, accept=lambda args: False, expired=lambda: False
+        ),
+    )
+    for key in ((1,), (1,), (2,)):
+        here._capture(key, here.runtime.graph, [])
+    assert searched == [(None, None), ("first", None)]
+    assert programs == [other.program]
+    assert [timed.seconds for timed in here.runtime.record.lowerings[1,]] == [2.0, 1.0]
+    for one in here._captures:
+        one.reset = lambda: None
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "fuse_gemv": False,
     "join_small": False,
     "unfold_patches": False,
+    "try_rewrites": False,
     "remember": True,
     "annotate": False,
 }
@@ -45,6 +46,7 @@ ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "fuse_convolutions": (True, False),
     "fuse_gemv": (True, False),
     "join_small": (True, False),
+    "try_rewrites": (True, False),
     "unfold_patches": (True, False),
     "remember": (True, False),
     "annotate": (True, False),

@@ -14,7 +14,7 @@ from opara_backend.memory import plan_memory
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile
 from opara_backend.report.assignment import HANDOVER, RESOLUTION, Event
-from opara_backend.report.build import graph_report
+from opara_backend.report.build import graph_reports
 from opara_backend.report.matching import match
 from opara_backend.report.measured import measured, replays
 from opara_backend.report.model import Report
@@ -85,7 +85,7 @@ def test_a_report_gains_what_a_trace_tells() -> None:
     for one in (found, other):
         plan = Plan(one.graph, one.profile, one.schedule, plan_memory(one.graph, one.schedule))
         records.append(GraphRecord(one.graph, Options(), plans={(): (plan, True), ("in order",): (plan, False)}))
-    report = Report("both", "a GPU", (), graphs=tuple(graph_report(r, GPU) for r in records))
+    report = Report("both", "a GPU", (), graphs=tuple(g for r in records for g in graph_reports(r, GPU)))
     mixed = with_events(report, records, [*found.events, *other.events])
     for graph, one in zip(mixed.graphs, (found, other), strict=True):
         assert graph.shapes[0].timeline("measured") == one.timeline()

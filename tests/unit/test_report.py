@@ -6,28 +6,30 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 
 from opara_backend.fallback import Fallback, FallbackReason, why_host
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import plan_memory
 from opara_backend.options import Options
 from opara_backend.profiling.device import PRESETS
 from opara_backend.profiling.profile import Profile
-from opara_backend.report.build import fallback_row, graph_report, shape_name, shape_report
+from opara_backend.report.build import fallback_row, graph_reports, shape_name, shape_report
 from opara_backend.report.drawing import dot, mermaid
 from opara_backend.report.hazards import wait_rows
 from opara_backend.report.model import GraphReport, KernelRow, Report, ReportError, ShapeReport, Span, Timeline
 from opara_backend.report.page import page
-from opara_backend.report.record import GraphRecord, Stages
+from opara_backend.report.record import GraphRecord, Stages, Timed
 from opara_backend.report.timelines import critical_chain, deciding_chain, overlap_fraction, overlaps, predicted
 from opara_backend.scheduling.bounds import critical_path
 from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, happens_before
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.recorded_replays import NAMES, report_of
-from tests.strategies import graph_of
+from tests.strategies import graph_of, graph_with_edges
 
 
 def report_with(shape: ShapeReport, graph: KernelGraph) -> Report:
@@ -48,7 +50,7 @@ def test_json_gives_the_report_back(scheduled: Scheduled) -> None:
     graph, profile, schedule = scheduled
     found = report_with(shape_report(graph, profile, schedule), graph)
     text = found.to_json()
-    assert json.loads(text)["schema"] == 1
+    assert json.loads(text)["schema"] == 2
     assert Report.from_json(text) == found
 
 
@@ -62,8 +64,8 @@ def test_recorded_reports_go_through_json(name: str) -> None:
     [
         ("{", "not a report"),
         ("[]", "schema 'list'"),
-        ('{"schema": 99}', "schema 99; this version reads 1"),
-        ('{"schema": 1, "model": "x"}', "report: .*device.* expected, found model"),
+        ('{"schema": 99}', "schema 99; this version reads 2"),
+        ('{"schema": 2, "model": "x"}', "report: .*device.* expected, found model"),
         (report_of("googlenet").to_json().replace('"model":"GoogLeNet"', '"model":7'), "report.model: str expected"),
     ],
 )
@@ -185,7 +187,7 @@ def test_a_graph_the_host_interrupts_says_where() -> None:
     source = "/home/me/model.py:12 in forward"
     kernels = (graph.kernels[0], replace(graph.kernels[1], source=source), *graph.kernels[2:])
     record = GraphRecord(replace(graph, kernels=kernels, segments=(0, 2)), Options())
-    found = graph_report(record, PRESETS["H200"])
+    (found,) = graph_reports(record, PRESETS["H200"])
     assert [(f.reason, f.source) for f in found.fallbacks] == [("host_decision", source)]
     (shape,) = found.shapes
     assert (shape.state, shape.bound, shape.timelines) == ("unplanned", None, ())
@@ -204,11 +206,38 @@ def test_why_a_graph_needs_the_host_is_foreseen_on_a_cpu_in_the_words_used_on_a_
         (replace(touching, segments=(0, 0)), f"the host decides before the first kernel, {first.call}"),
     ):
         assert why_host(needing) is not None
-        (row,) = graph_report(GraphRecord(needing, Options()), PRESETS["H200"]).fallbacks
+        (report,) = graph_reports(GraphRecord(needing, Options()), PRESETS["H200"])
+        (row,) = report.fallbacks
         assert (row.detail, row.source) == (detail, "a/b.py:3 in f" if "at a/b.py" in detail else "")
         on_gpu = GraphRecord(replace(needing, device="cuda:0"), Options())
-        assert graph_report(on_gpu, PRESETS["H200"]).fallbacks == (), "there it is no forecast: the lane notes it"
+        (report,) = graph_reports(on_gpu, PRESETS["H200"])
+        assert report.fallbacks == (), "there it is no forecast: the lane notes it"
     assert why_host(graph) is None
+
+
+def test_shapes_of_other_lowerings_are_other_graphs() -> None:
+    """A lowering has kernels and edges of its own; what was done for the graph is told once."""
+    graph, profile, schedule = diamond()
+    shorter = graph_with_edges(2, [(0, 1)])
+    short = Profile(profile.kernels[:2], profile.device)
+    row = in_a_row(shorter, short)
+    one = SimpleNamespace(graph=graph, profile=profile, schedule=schedule, memory=plan_memory(graph, schedule))
+    other = SimpleNamespace(graph=shorter, profile=short, schedule=row, memory=plan_memory(shorter, row))
+    record = GraphRecord(graph, Options(), replays=3, other_calls=1)
+    for key, plan, rewrites in (((1,), one, ()), ((2,), other, ("fuse_gemv",)), ((3,), one, ())):
+        record.plans[key], record.rewritten[key] = (plan, True), rewrites  # type: ignore[assignment]
+        record.lowerings[key] = (Timed((), 2e-6), Timed(("fuse_gemv",), 1e-6 if rewrites else 3e-6))
+    plain, rewritten = graph_reports(record, PRESETS["H200"])
+    assert [(s.shape, len(s.kernels)) for s in (*plain.shapes, *rewritten.shapes)] == [("1", 4), ("3", 4), ("2", 2)]
+    assert (len(plain.edges), len(rewritten.edges)) == (len(graph.edges), 1)
+    assert (plain.replays, rewritten.replays) == (3, 0)
+    assert [(r.label, r.chosen) for r in plain.shapes[0].lowerings] == [("no rewrites", True), ("fuse_gemv", False)]
+    text = str(Report("m", "a GPU", (), graphs=(plain, rewritten)))
+    assert "rewritten by" in text
+    assert "no rewrites 2.0 us; fuse_gemv 1.0 us (kept)" in text
+    report = Report("m", "a GPU", (), graphs=(plain, rewritten))
+    assert Report.from_json(report.to_json()) == report
+    assert "the lowering with fuse_gemv, measured, kept" in page(report)
 
 
 def test_fallbacks_name_the_users_line() -> None:

@@ -1,0 +1,163 @@
+"""One graph lowered in several ways: each captured, timed against the others for one shape, the fastest kept.
+
+Takes: a Runtime whose graph may have `alternatives`, the arguments of a call that it has just served. Gives: which
+lowering to keep for that shape, its Plan and its captured graph.
+Must not change: state outside the programs' intermediates; what a run of an alternative writes is put back.
+
+An alternative takes part only if it does what the first lowering does, within rounding, with the arguments and
+parameters that there are: weights that a rewrite scales may overflow in one model and not in another of the same code.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from opara_backend.execution import winners
+from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.candidates import Memory, Tried, capture_best, state_kept
+from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused
+from opara_backend.execution.host import Plan, observe
+from opara_backend.execution.measure import seconds_per_replay
+from opara_backend.execution.winners import Choice
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.report.record import Timed
+from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.search import NOISE
+
+if TYPE_CHECKING:
+    from opara_backend.execution.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+# Relative L2 distance from the first lowering that is rounding still; convolutions in float32 may use tf32.
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
+OTHERWISE = 2e-3
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a shape runs by. tried: schedules of this lowering with their seconds per replay. lowerings: all that were
+    timed against each other, the first one's first; nothing if there was no choice."""
+
+    runtime: Runtime
+    plan: Plan
+    captured: CapturedGraph
+    tried: Tried
+    lowerings: tuple[Timed, ...] = ()
+
+
+def capture_fastest(
+    runtime: Runtime,
+    graph: KernelGraph,
+    arguments: StaticArguments,
+    memory: Memory,
+    shape: object,
+    near: Callable[[Runtime], Schedule | None],
+) -> Kept:
+    """Capture the lowering of `runtime` that is fastest for `shape` of its `graph` (sizes bound), by its best schedule.
+
+    near: the schedule that won with a lowering for another shape, if it did. Errors: those of capturing the first
+    lowering; an alternative that fails is left out, and said.
+    """
+
+    def best_of(one: Runtime, bound: KernelGraph) -> Kept:
+        return Kept(one, *capture_best(one, bound, arguments, memory, shape, near(one)))
+
+    if not runtime.alternatives:
+        return best_of(runtime, graph)
+    sources = tuple(other.generated.source for other in runtime.alternatives)
+    path = winners.place(runtime.generated, graph, ("lowerings", shape, sources), runtime.options)
+    choice = winners.find_choice(path)
+    wanted = [o for o in runtime.alternatives if choice is None or o.generated.source == choice.source]
+    with runtime.record.stage("first_run"):
+        racing = list(_agreeing(runtime, wanted, arguments))
+    if choice is None or not racing:
+        racing.insert(0, (runtime, graph))
+    made = []
+    for one, bound in racing:
+        try:
+            made.append(best_of(one, bound))
+        except Exception as error:
+            if one is runtime:
+                raise
+            _left_out(one, f"{type(error).__name__}: {error}")
+    if not made:
+        made.append(best_of(runtime, graph))
+    if choice is not None:
+        return replace(made[0], lowerings=choice.lowerings)
+    if len(made) == 1:
+        return made[0]
+    with runtime.record.stage("search"):
+        kept = _fastest(made, runtime.options.search_seconds)
+    runtime.record.remembered.discard(shape)  # at most schedules were, not which lowering to keep
+    winners.keep(path, Choice(kept.runtime.generated.source, kept.lowerings))
+    return kept
+
+
+def _fastest(made: Sequence[Kept], budget: float) -> Kept:
+    """The fastest of `made`, or an earlier one that is as fast; the others are given up."""
+    seconds = seconds_per_replay([one.captured for one in made], budget)
+    lowerings = tuple(Timed(one.runtime.generated.rewrites, taken) for one, taken in zip(made, seconds, strict=True))
+    best = next(one for one, taken in zip(made, seconds, strict=True) if taken <= NOISE * min(seconds))
+    for one in made:
+        if one is not best:
+            one.captured.reset()
+    give_back_unused()
+    return replace(best, lowerings=lowerings)
+
+
+def _agreeing(
+    first: Runtime, others: Iterable[Runtime], arguments: StaticArguments
+) -> Iterator[tuple[Runtime, KernelGraph]]:
+    """Those of `others` that do what `first` does, with their graphs, sizes bound; all their kernels have run."""
+    expected: list[Tensor] = []
+    for other in others:
+        try:
+            expected = expected or _run(first, arguments)[0]
+            found, nbytes = _run(other, arguments)
+        except Exception as error:
+            _left_out(other, f"{type(error).__name__}: {error}")
+            continue
+        if agree(expected, found):
+            yield other, other.graph.bind(nbytes)
+        else:
+            _left_out(other, "its results differ from those of the graph as it is by more than rounding")
+
+
+def _left_out(other: Runtime, why: str) -> None:
+    log.warning("not tried with %s: %s", ", ".join(other.generated.rewrites), why)
+
+
+def _run(runtime: Runtime, arguments: StaticArguments) -> tuple[list[Tensor], dict[str, int]]:
+    """What one run leaves behind, in memory of its own: outputs, and arguments it writes; and the bytes of buffers."""
+    program, graph = runtime.program, runtime.graph
+    with arguments.copies_kept(), state_kept(arguments.written_static(program, graph), graph):
+        seen = observe(program, arguments.values, runtime.lives)
+        left = [*seen.outputs, *arguments.written(program, graph)]
+        return [value.clone() for value in left if isinstance(value, Tensor)], seen.nbytes
+
+
+def agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
+    """True if tensors are the same within rounding: numbers by their L2 distance, all that is not a finite number, and
+    integers, exactly."""
+    return len(expected) == len(found) and all(map(_agree, expected, found))
+
+
+def _agree(expected: Tensor, found: Tensor) -> bool:
+    if (expected.dtype, expected.shape) != (found.dtype, found.shape):
+        return False
+    if not (expected.is_floating_point() or expected.is_complex()):
+        return torch.equal(expected, found)
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    one, other = expected.to(wide), found.to(wide)
+    finite = one.isfinite()
+    if not torch.allclose(one[~finite], other[~finite], equal_nan=True):
+        return False
+    distance, size = (one - other)[finite].norm(), one[finite].norm()
+    return bool(distance <= TOLERANCE.get(expected.dtype, OTHERWISE) * size)  # NaN is no agreement

@@ -1,0 +1,91 @@
+"""A graph lowered several times: as asked for, and again with each rewrite that would find something to do in it.
+
+Takes: an AOT graph, and how to lower one. Gives: what the first lowering gives; its Runtime knows the others as
+`alternatives`, which it times against itself. Must not change: the first lowering, whatever becomes of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from opara_backend import options, upstream
+from opara_backend.lowering.passes import REWRITES
+from opara_backend.report.record import unheard
+
+log = logging.getLogger(__name__)
+
+Lower = Callable[[torch.fx.GraphModule, tuple[str, ...], bool], Any]
+"""Lowers a graph module, which it changes, with the rewrites named; finds out which others are possible, if told to."""
+
+
+def lowered(gm: torch.fx.GraphModule, lower: Lower, asked: tuple[str, ...]) -> Any:
+    """What `lower` makes of `gm` with the rewrites `asked`, others tried beside it.
+
+    A second one is made with all that are possible, and if these are several, one with each of them alone.
+    """
+    compilation = options.current()
+    pristine = _copied(gm)
+    first = lower(gm, asked, True)
+    if not compilation.bound or not compilation.bound[-1].plannable:
+        return first  # not ours, or not to be captured
+    if any("unbacked_bindings" in node.meta for node in pristine.graph.nodes):
+        return first  # it names sizes that are known only when it runs, which can be named once
+    runtime = compilation.bound[-1]
+    found: list[Any] = []
+    for rewrites in _sets(runtime.generated.possible):
+        every = tuple(name for name in REWRITES if name in asked or name in rewrites)
+        made = _another(_copied(pristine), lower, every, compilation)
+        if made is None or made[0].output_strides != first.output_strides:
+            continue
+        if made[1].plannable and made[1].generated.source not in {
+            known.generated.source for known in (runtime, *found)
+        }:
+            found.append(made[1])
+    runtime.alternatives = tuple(found)
+    for other in found:
+        other.record = runtime.record  # what is done for one call is told as one
+    return first
+
+
+def _sets(possible: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if possible:
+        yield possible
+    if len(possible) > 1:
+        yield from ((name,) for name in possible)
+
+
+def _another(
+    gm: torch.fx.GraphModule, lower: Lower, rewrites: tuple[str, ...], compilation: options.Compilation
+) -> tuple[Any, Any] | None:
+    """Inductor's graph and our Runtime for `gm` lowered with `rewrites`; None, and said, if that cannot be."""
+    strict = replace(compilation.options, fallback="error")  # one rung down is no alternative, and nobody's fallback
+    try:
+        with unheard(), upstream.own_output_strides(), options.using(strict, compilation.labels) as inner:
+            made = lower(gm, rewrites, False)
+    except Exception as error:
+        log.warning("not tried with %s: %s: %s", ", ".join(rewrites), type(error).__name__, error)
+        log.debug("where that came from", exc_info=error)
+        return None
+    compilation.lowering_seconds += inner.lowering_seconds
+    return (made, inner.bound[-1]) if inner.bound else None
+
+
+def _copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """`gm` with graphs of its own, and the same tensors."""
+    made = torch.fx.GraphModule(gm, copy.deepcopy(gm.graph), type(gm).__name__)
+    made.meta = dict(gm.meta)
+    for name, child in _graphs(gm.named_children()):
+        setattr(made, name, _copied(child))
+    return made
+
+
+def _graphs(children: Iterable[tuple[str, torch.nn.Module]]) -> Iterator[tuple[str, torch.fx.GraphModule]]:
+    for name, child in children:
+        if isinstance(child, torch.fx.GraphModule):
+            yield name, child

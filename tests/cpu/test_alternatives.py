@@ -1,0 +1,400 @@
+"""A graph lowered in several ways: which there are, that they do the same, and which is kept. Times are made up."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from opara_backend import backend, upstream
+from opara_backend.execution import alternatives, winners
+from opara_backend.execution.alternatives import Kept, agree, capture_fastest
+from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.candidates import Memory
+from opara_backend.execution.host import observe
+from opara_backend.execution.runtime import Runtime
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.lowering import fused_convolutions, gemv, patches
+from opara_backend.report.record import GraphRecord, collect
+from opara_backend.scheduling.search import NOISE
+
+ON = {"try_rewrites": True}
+
+
+@pytest.fixture(autouse=True)
+def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    for module in (fused_convolutions, gemv, patches):
+        monkeypatch.setattr(module, "DEVICES", ("cpu",))
+    monkeypatch.setattr(backend, "_on_cuda", lambda example_inputs: True)
+    monkeypatch.setattr(winners, "current_device_spec", lambda index: None)
+    monkeypatch.setattr(upstream, "cache_directory", lambda: tmp_path)
+    with torch.no_grad():
+        yield
+
+
+@dataclass
+class Lowered:
+    """A compiled function: the Runtimes of its graphs, the arguments each was given last, and what the reports know."""
+
+    call: Callable[..., Any]
+    runtimes: list[Runtime] = field(default_factory=list)
+    arguments: list[list[Any]] = field(default_factory=list)
+    records: list[GraphRecord] = field(default_factory=list)
+
+    def sets(self) -> list[tuple[str, ...]]:
+        """The rewrites of every lowering of the only graph."""
+        (runtime,) = self.runtimes
+        return [one.generated.rewrites for one in (runtime, *runtime.alternatives)]
+
+
+@pytest.fixture
+def lowered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Lowered]]:
+    """Compiles a function and calls it once, its Runtimes' calls written down."""
+    made: list[Lowered] = []
+    called = Runtime.__call__
+
+    def call(self: Runtime, args: list[Any]) -> Any:
+        if self in made[-1].runtimes:
+            made[-1].runtimes.remove(self)
+        made[-1].runtimes.append(self)
+        made[-1].arguments = [list(args)]
+        return called(self, args)
+
+    def run(function: Callable[..., Any], *arguments: Any, **options: Any) -> Lowered:
+        torch._dynamo.reset()
+        with collect() as records:
+            compiled = torch.compile(function, backend="opara", fullgraph=True, options={**ON, **options})
+            made.append(Lowered(compiled, records=records))
+            compiled(*arguments)
+        return made[-1]
+
+    monkeypatch.setattr(Runtime, "__call__", call)
+    yield run
+    torch._dynamo.reset()
+
+
+def network(width: int = 8) -> nn.Module:
+    """Of patches, and a convolution with batch norm and ReLU: two rewrites find something to do."""
+    layers = [nn.Conv2d(3, width, 8, stride=8), nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(width, 2, 1)).eval()
+
+
+IMAGE = torch.rand(1, 3, 32, 32)
+BOTH, FUSED, UNFOLDED = ("fuse_convolutions", "unfold_patches"), ("fuse_convolutions",), ("unfold_patches",)
+
+
+def test_with_all_rewrites_and_with_each_alone(lowered: Callable[..., Lowered]) -> None:
+    found = lowered(network(), IMAGE)
+    assert found.sets() == [(), BOTH, FUSED, UNFOLDED]
+    assert len(found.records) == 1, "they are one graph to reports"
+    assert all(other.record is found.runtimes[0].record for other in found.runtimes[0].alternatives)
+
+
+def test_what_is_asked_for_is_in_all_of_them(lowered: Callable[..., Lowered]) -> None:
+    assert lowered(network(), IMAGE, fuse_convolutions=True).sets() == [FUSED, BOTH]
+
+
+def test_where_no_rewrite_finds_anything_there_is_one_lowering(
+    lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = upstream.compile_fx_inner
+    times: list[bool] = []
+    monkeypatch.setattr(
+        upstream, "compile_fx_inner", lambda *args, **kwargs: (times.append(True), compiled(*args, **kwargs))[1]
+    )
+    assert lowered(torch.cos, torch.rand(4)).sets() == [()]
+    assert len(times) == 1
+
+
+def test_nothing_is_tried_unasked(lowered: Callable[..., Lowered]) -> None:
+    found = lowered(network(), IMAGE, try_rewrites=False)
+    assert found.sets() == [()]
+    assert found.runtimes[0].generated.possible == ()
+
+
+def test_all_are_found_again_in_inductors_cache(lowered: Callable[..., Lowered]) -> None:
+    model = network()
+    lowered(model, IMAGE)
+    before = upstream.counters["inductor"]["fxgraph_cache_hit"]
+    assert lowered(model, IMAGE).sets() == [(), BOTH, FUSED, UNFOLDED]
+    assert upstream.counters["inductor"]["fxgraph_cache_hit"] == before + 4
+
+
+def test_a_lowering_that_fails_is_left_out_and_said(
+    lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiled = upstream.compile_fx_inner
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        given = upstream.inductor_config.post_grad_custom_pre_pass
+        for one in given if isinstance(given, list) else [given]:
+            if "fuse_convolutions" in one.asked:
+                raise RuntimeError("injected")
+        return compiled(*args, **kwargs)
+
+    monkeypatch.setattr(upstream, "compile_fx_inner", broken)
+    model = network()
+    found = lowered(model, IMAGE)
+    assert found.sets() == [(), UNFOLDED]
+    assert "not tried with fuse_convolutions: RuntimeError: injected" in caplog.text
+    torch.testing.assert_close(found.call(IMAGE), model(IMAGE))
+
+
+class Counting(nn.Module):
+    """Convolutions, a counter that every call moves on, and an argument that is written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = network()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor, sums: Tensor) -> Tensor:
+        self.calls.add_(1)
+        result = self.layers(x) + self.calls
+        sums.add_(result.mean())
+        return result
+
+
+def a_choice(width: torch.dtype = torch.float32) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return Counting().to(width).eval(), (IMAGE.to(width), torch.zeros(3, dtype=width))
+
+
+def test_a_run_of_any_of_them_leaves_no_trace_and_does_the_same(lowered: Callable[..., Lowered]) -> None:
+    model, inputs = a_choice()
+    found = lowered(model, *inputs)
+    (runtime,), (args,) = found.runtimes, found.arguments
+    arguments = StaticArguments(runtime.program, runtime.graph, args)
+    before = [value.clone() for value in arguments.values]
+    runs = [alternatives._run(one, arguments)[0] for one in (runtime, *runtime.alternatives)]
+    torch.testing.assert_close(arguments.values, before, rtol=0, atol=0)
+    assert len(runs) == 4
+    assert len(runs[0]) > 2, "the output, the counter and the sums"
+    assert all(agree(runs[0], other) for other in runs[1:])
+    assert not torch.equal(runs[0][1], before[-1]) or not torch.equal(runs[0][2], before[-1])
+
+
+def test_graphs_inside_the_graph(lowered: Callable[..., Lowered]) -> None:
+    """Lowering changes them, too."""
+    model = network()
+
+    @torch.compiler.nested_compile_region  # type: ignore[untyped-decorator]
+    def region(x: Tensor) -> Tensor:
+        return x.cos() @ x.sin()
+
+    def function(x: Tensor) -> Tensor:
+        found = model(x).mean(1)[0]
+        return region(region(found))
+
+    found = lowered(function, IMAGE)
+    assert found.sets() == [(), BOTH, FUSED, UNFOLDED]
+    for one in (found.runtimes[0], *found.runtimes[0].alternatives):
+        torch.testing.assert_close(observe(one.program, found.arguments[0]).outputs[0], function(IMAGE))
+
+
+def test_dynamic_shapes(lowered: Callable[..., Lowered]) -> None:
+    model, images = network(), torch.rand(3, 3, 32, 32)
+    torch._dynamo.mark_dynamic(images, 0)
+    found = lowered(model, images)
+    assert found.sets() == [(), FUSED]
+    for one in found.runtimes[0].alternatives:
+        torch.testing.assert_close(observe(one.program, found.arguments[0]).outputs[0], model(images))
+
+
+def test_what_is_never_captured_is_lowered_once(lowered: Callable[..., Lowered]) -> None:
+    model = network()
+
+    def function(x: Tensor) -> Tensor:
+        found = model(x).mean((2, 3))
+        return torch.cond(x.sum() > 0, lambda: found.cos() + 1, lambda: found.sin() - 1)
+
+    assert lowered(function, IMAGE).sets() == [()]
+
+
+# --- which one is kept ---------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Captured:
+    """Stands in for a captured graph."""
+
+    runtime: Runtime
+    alive: bool = True
+
+    def reset(self) -> None:
+        self.alive = False
+
+
+@dataclass
+class World:
+    """What the choice is given in place of a GPU. seconds: by rewrites; failing: rewrites that cannot be captured."""
+
+    found: Lowered
+    seconds: dict[tuple[str, ...], float]
+    failing: tuple[tuple[str, ...], ...] = ()
+    made: list[Captured] = field(default_factory=list)
+    raced: int = 0
+
+    def capture_best(self, runtime: Runtime, graph: KernelGraph, *more: Any) -> tuple[Any, Captured, list[Any]]:
+        if runtime.generated.rewrites in self.failing:
+            raise RuntimeError("injected")
+        assert {buffer.nbytes for buffer in graph.buffers} != {None}
+        self.made.append(Captured(runtime))
+        return "plan", self.made[-1], []
+
+    def seconds_per_replay(self, graphs: list[Captured], budget: float) -> list[float]:
+        self.raced += 1
+        return [self.seconds[graph.runtime.generated.rewrites] for graph in graphs]
+
+    def choose(self) -> Kept:
+        (runtime,), (args,) = self.found.runtimes, self.found.arguments
+        graph = runtime.graph.bind(observe(runtime.program, args, runtime.lives).nbytes)
+        arguments, memory = StaticArguments(runtime.program, graph, args), Memory(None, lambda nbytes: torch.empty(0))
+        self.made.clear()
+        kept = capture_fastest(runtime, graph, arguments, memory, (), lambda one: None)
+        assert [one for one in self.made if one.alive] == [kept.captured]
+        return kept
+
+
+@pytest.fixture
+def world(lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    monkeypatch.setattr(alternatives, "give_back_unused", lambda: None)
+
+    def make(seconds: dict[tuple[str, ...], float], model: nn.Module | None = None, **options: Any) -> World:
+        given, inputs = a_choice()
+        made = World(
+            lowered(model or given, *inputs, **options), {(): 1.0, BOTH: 1.0, FUSED: 1.0, UNFOLDED: 1.0, **seconds}
+        )
+        monkeypatch.setattr(alternatives, "capture_best", made.capture_best)
+        monkeypatch.setattr(alternatives, "seconds_per_replay", made.seconds_per_replay)
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("fastest", [(), BOTH, FUSED, UNFOLDED], ids=str)
+def test_the_fastest_is_kept_and_the_others_are_given_up(world: Callable[..., World], fastest: tuple[str, ...]) -> None:
+    here = world({fastest: 0.5})
+    kept = here.choose()
+    assert kept.runtime.generated.rewrites == fastest
+    assert [(timed.rewrites, timed.seconds) for timed in kept.lowerings] == [
+        (rewrites, 0.5 if rewrites == fastest else 1.0) for rewrites in ((), BOTH, FUSED, UNFOLDED)
+    ]
+
+
+def test_what_is_no_faster_is_not_kept(world: Callable[..., World]) -> None:
+    assert world({BOTH: 1.0 / NOISE}).choose().runtime.generated.rewrites == ()
+
+
+def test_a_choice_is_remembered(world: Callable[..., World]) -> None:
+    first = world({FUSED: 0.5})
+    found = first.choose()
+    again = world({}, model=None)
+    kept = again.choose()
+    assert kept.runtime.generated.rewrites == FUSED
+    assert kept.lowerings == found.lowerings
+    assert (first.raced, again.raced, len(again.made)) == (1, 0, 1)
+
+
+def test_also_that_none_was_better(world: Callable[..., World]) -> None:
+    world({}).choose()
+    again = world({FUSED: 0.5})
+    assert again.choose().runtime.generated.rewrites == ()
+    assert (again.raced, len(again.made)) == (0, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 1}', '{"schema":1,"source":"another","lowerings":3}'])
+def test_a_choice_that_cannot_be_read_is_made_anew(world: Callable[..., World], tmp_path: Path, text: str) -> None:
+    world({FUSED: 0.5}).choose()
+    (path,) = (tmp_path / "opara").iterdir()
+    path.write_text(text)
+    again = world({UNFOLDED: 0.5})
+    assert again.choose().runtime.generated.rewrites == UNFOLDED
+    assert again.raced == 1
+
+
+def test_off_by_option(world: Callable[..., World], tmp_path: Path) -> None:
+    world({FUSED: 0.5}, remember=False).choose()
+    assert not (tmp_path / "opara").exists()
+
+
+def test_one_that_cannot_be_captured_is_left_out(world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    here = world({FUSED: 0.5, BOTH: 0.7})
+    here.failing = (FUSED,)
+    kept = here.choose()
+    assert kept.runtime.generated.rewrites == BOTH
+    assert len(kept.lowerings) == 3
+    assert "not tried with fuse_convolutions: RuntimeError: injected" in caplog.text
+
+
+def test_nor_is_what_was_remembered(world: Callable[..., World]) -> None:
+    world({FUSED: 0.5}).choose()
+    again = world({})
+    again.failing = (FUSED,)
+    assert again.choose().runtime.generated.rewrites == ()
+
+
+def test_what_the_first_raises_is_raised(world: Callable[..., World]) -> None:
+    here = world({})
+    here.failing = ((),)
+    with pytest.raises(RuntimeError, match="injected"):
+        here.choose()
+
+
+def test_one_whose_results_differ_is_left_out(world: Callable[..., World], caplog: pytest.LogCaptureFixture) -> None:
+    """Weights scaled by a batch norm overflow, which the convolution's result does not."""
+    model, _ = a_choice()
+    convolution, norm = model.layers[1], model.layers[2]  # type: ignore[index]
+    convolution.weight.data.fill_(1e20)
+    norm.running_mean.fill_(0), norm.running_var.fill_(1e-38), norm.weight.data.fill_(1e30)
+    model.layers[0].weight.data.fill_(1e-32), model.layers[0].bias.data.zero_()  # type: ignore[index]
+    convolution.bias.data.zero_()
+    here = world({FUSED: 0.5, BOTH: 0.5, UNFOLDED: 0.7}, model)
+    with caplog.at_level(logging.WARNING, logger="opara_backend"):
+        kept = here.choose()
+    assert kept.runtime.generated.rewrites == UNFOLDED
+    assert "not tried with fuse_convolutions: its results differ" in caplog.text
+
+
+# --- what counts as the same ---------------------------------------------------------------------------------------
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.complex64]
+numbers = st.lists(st.floats(-100, 100, width=16), min_size=1, max_size=20)
+
+
+@given(numbers, st.sampled_from(DTYPES))
+def test_a_tensor_agrees_with_itself_and_within_rounding(values: list[float], dtype: torch.dtype) -> None:
+    one = torch.tensor(values, dtype=dtype)
+    assert agree([one], [one.clone()])
+    rounded = (
+        (one.to(torch.complex64) * (1 + 1e-4)).to(dtype) if dtype.is_complex else (one.double() * 1.0001).to(dtype)
+    )
+    assert agree([one], [rounded])
+
+
+@given(numbers, st.data(), st.sampled_from(["nan", "inf", "-inf"]))
+def test_but_not_where_one_is_no_number(values: list[float], data: st.DataObject, text: str) -> None:
+    one = torch.tensor(values)
+    other = one.clone()
+    other[data.draw(st.integers(0, len(values) - 1))] = float(text)
+    assert not agree([one], [other])
+    assert not agree([other], [one])
+    assert agree([other], [other.clone()])
+
+
+def test_nor_where_integers_or_sizes_or_types_differ() -> None:
+    one = torch.arange(3)
+    assert not agree([one], [one + 1])
+    assert not agree([one], [one.int()])
+    assert not agree([one.float()], [one.float()[:2]])
+    assert not agree([one], [])
+    assert not agree([one.float()], [one.float() * 1.1])
+    assert agree([torch.empty(0), torch.zeros(3)], [torch.empty(0), torch.zeros(3)])
+    assert not agree([torch.zeros(3)], [torch.full((3,), 1e-30)])
