@@ -36,6 +36,7 @@ class Options:
     fuse_convolutions: bool = False
     fuse_gemv: bool = False
     join_small: bool = False
+    merge_siblings: bool = False
     unfold_patches: bool = False
     try_rewrites: bool = False
     remember: bool = True
@@ -68,9 +69,10 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fuse_convolutions": _Accepts("convolutions with batch norm, residual and ReLU as one cuDNN kernel, on CUDA"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
+    "merge_siblings": _Accepts("products, or convolutions, of one input as one, weights side by side, on CUDA"),
     "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),
     "try_rewrites": _Accepts(
-        "lower again with those of these four that find something to do, and keep the fastest, on CUDA"
+        "lower again with those of these five that find something to do, and keep the fastest, on CUDA"
     ),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from opara_backend import upstream
 from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
-from opara_backend.lowering.rewriting import Writer, arguments
+from opara_backend.lowering.rewriting import Writer, arguments, moving
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -50,12 +50,12 @@ def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
 
     static_inputs: which of the graph's inputs are parameters and buffers, by position.
     """
-    found, moving = 0, _computed_from_others(graph, static_inputs)
+    found, changing = 0, moving(graph, static_inputs)
     for convolution in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
         chain = _followed(convolution) if _of_cudnn(convolution) else None
         if chain is None or not chain.steps or not _saves_a_kernel(chain.nodes[-1]):
             continue
-        if moving & {convolution.args[1], *(operand for _, operand in chain.steps)}:
+        if changing & {convolution.args[1], *(operand for _, operand in chain.steps)}:
             continue
         relu = chain.nodes[-1]
         if not _equal(relu.meta["val"].stride(), convolution.meta["val"].stride()):  # on which views of it count
@@ -64,19 +64,6 @@ def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
         for node in reversed(chain.nodes):
             graph.erase_node(node)
         found += 1
-    return found
-
-
-def _computed_from_others(graph: Graph, static_inputs: Collection[int]) -> set[Any]:
-    """The nodes that depend on an input other than `static_inputs`."""
-    found: set[Any] = set()
-    inputs = 0
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            found |= {node} - ({node} if inputs in static_inputs else set())
-            inputs += 1
-        elif not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
     return found
 
 

@@ -19,13 +19,13 @@ import torch
 
 from opara_backend import upstream
 from opara_backend._version import __version__
-from opara_backend.lowering import fused_convolutions, gemv, patches
+from opara_backend.lowering import fused_convolutions, gemv, patches, siblings
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 from opara_backend.lowering.inductor import note_rewrite, static_inputs, under_way
 from opara_backend.options import Options
 
-REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "unfold_patches")
+REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "merge_siblings", "unfold_patches")
 """Options that change which kernels there are, and so what the caches hold."""
 
 
@@ -45,6 +45,7 @@ def _vectors(graph: torch.fx.Graph) -> int:
 _OF_GRAPHS: Mapping[str, Callable[[torch.fx.Graph], int]] = {
     "unfold_patches": patches.unfold_patches,
     "fuse_convolutions": lambda graph: fused_convolutions.fuse_convolutions(graph, static_inputs()),
+    "merge_siblings": lambda graph: siblings.merge_siblings(graph, static_inputs()),
     "fuse_gemv": _vectors,
 }
 """Those of `REWRITES` that work on the graph before Inductor does, in their order: how much each found to do."""

@@ -6,6 +6,7 @@ too, and the names and lines that kernels are called by. Must not change: nodes 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -35,3 +36,16 @@ class Writer:
 def arguments(node: Node) -> Any:
     """The positional arguments of `node`, of whatever type each of them is."""
     return node.args
+
+
+def moving(graph: Graph, static_inputs: Collection[int]) -> set[Any]:
+    """The nodes that depend on an input other than `static_inputs`, positions of parameters and buffers."""
+    found: set[Any] = set()
+    inputs = 0
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            found |= {node} - ({node} if inputs in static_inputs else set())
+            inputs += 1
+        elif not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
