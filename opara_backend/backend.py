@@ -70,7 +70,8 @@ def compiled(
     patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, chosen, labels if named else "")}
     start = time.perf_counter()
     # That cache knows of one lowering a graph.
-    caching = upstream.without_autograd_cache() if chosen.try_rewrites else contextlib.nullcontext()
+    several = chosen.try_rewrites and _on_cuda(example_inputs)
+    caching = upstream.without_autograd_cache() if several else contextlib.nullcontext()
     with own_options.using(chosen, labels) as compilation, collect() as records, caching:
         made = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
@@ -137,7 +138,9 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
 
     asked = passes.asked(compilation.options)
     with compiling():
-        if compilation.options.try_rewrites and _on_cuda(example_inputs):
+        # Frozen, a graph holds weights, and copies of it would be taken for those of another model's.
+        frozen = upstream.inductor_config.freezing
+        if compilation.options.try_rewrites and not frozen and _on_cuda(example_inputs):
             return alternatives.lowered(gm, lower, asked)
         return lower(gm, asked, False)
 

@@ -103,6 +103,16 @@ def collect() -> Iterator[list[Fallback]]:
         _listeners.reset(token)
 
 
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Tell no list of this context about steps down taken while the block runs."""
+    token = _listeners.set(())
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+
+
 class OparaFallbackError(RuntimeError):
     """Raised instead of stepping down, with `options={"fallback": "error"}`."""
 

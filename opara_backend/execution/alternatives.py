@@ -20,7 +20,7 @@ from torch import Tensor
 
 from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, Tried, capture_best, state_kept
+from opara_backend.execution.candidates import Memory, Tried, capture_best, capture_plan, state_kept
 from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused
 from opara_backend.execution.host import Plan, observe
 from opara_backend.execution.measure import seconds_per_replay
@@ -35,9 +35,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Relative L2 distance from the first lowering that is rounding still; convolutions in float32 may use tf32.
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# Relative L2 distance from the first lowering that is rounding still, by the coarsest type that kernels work in;
+# convolutions in float32 may use tf32.
+TOLERANCE = {"float16": 2e-2, "bfloat16": 5e-2}
 OTHERWISE = 2e-3
+
+AT_ONCE = 1 << 20  # elements compared, which takes a hundred bytes for each
 
 
 @dataclass(frozen=True)
@@ -59,17 +62,20 @@ def capture_fastest(
     memory: Memory,
     shape: object,
     near: Callable[[Runtime], Schedule | None],
+    *,
+    alone: bool = False,
 ) -> Kept:
     """Capture the lowering of `runtime` that is fastest for `shape` of its `graph` (sizes bound), by its best schedule.
 
-    near: the schedule that won with a lowering for another shape, if it did. Errors: those of capturing the first
+    near: the schedule that won with a lowering for another shape, if it did. alone: by the first lowering, without a
+    look at others. Errors: those of capturing the first
     lowering; an alternative that fails is left out, and said.
     """
 
     def best_of(one: Runtime, bound: KernelGraph) -> Kept:
         return Kept(one, *capture_best(one, bound, arguments, memory, shape, near(one)))
 
-    if not runtime.alternatives:
+    if alone or not runtime.alternatives:
         return best_of(runtime, graph)
     sources = tuple(other.generated.source for other in runtime.alternatives)
     path = winners.place(runtime.generated, graph, ("lowerings", shape, sources), runtime.options)
@@ -77,6 +83,7 @@ def capture_fastest(
     wanted = [o for o in runtime.alternatives if choice is None or o.generated.source == choice.source]
     with runtime.record.stage("first_run"):
         racing = list(_agreeing(runtime, wanted, arguments))
+    give_back_unused()  # while something is captured, nothing that is cached can be given back
     if choice is None or not racing:
         racing.insert(0, (runtime, graph))
     made = []
@@ -100,6 +107,17 @@ def capture_fastest(
     return kept
 
 
+def capture_again(
+    runtime: Runtime, decided: tuple[Runtime, Plan], graph: KernelGraph, arguments: StaticArguments, memory: Memory
+) -> Kept | None:
+    """What was decided for a shape, captured with parameters that lie elsewhere; None if it does not do with them what
+    `runtime` does, which runs by its own lowering then."""
+    lowering, plan = decided
+    if lowering is not runtime and not list(_agreeing(runtime, [lowering], arguments)):
+        return None
+    return Kept(lowering, plan, capture_plan(lowering.program, plan, arguments, memory), [])
+
+
 def _fastest(made: Sequence[Kept], budget: float) -> Kept:
     """The fastest of `made`, or an earlier one that is as fast; the others are given up."""
     seconds = seconds_per_replay([one.captured for one in made], budget)
@@ -117,14 +135,16 @@ def _agreeing(
 ) -> Iterator[tuple[Runtime, KernelGraph]]:
     """Those of `others` that do what `first` does, with their graphs, sizes bound; all their kernels have run."""
     expected: list[Tensor] = []
+    rounding = max(TOLERANCE.get(kernel.dtype, OTHERWISE) for kernel in first.graph.kernels)
     for other in others:
         try:
             expected = expected or _run(first, arguments)[0]
             found, nbytes = _run(other, arguments)
+            same = agree(expected, found, rounding)
         except Exception as error:
             _left_out(other, f"{type(error).__name__}: {error}")
             continue
-        if agree(expected, found):
+        if same:
             yield other, other.graph.bind(nbytes)
         else:
             _left_out(other, "its results differ from those of the graph as it is by more than rounding")
@@ -143,21 +163,25 @@ def _run(runtime: Runtime, arguments: StaticArguments) -> tuple[list[Tensor], di
         return [value.clone() for value in left if isinstance(value, Tensor)], seen.nbytes
 
 
-def agree(expected: Sequence[Tensor], found: Sequence[Tensor]) -> bool:
-    """True if tensors are the same within rounding: numbers by their L2 distance, all that is not a finite number, and
-    integers, exactly."""
-    return len(expected) == len(found) and all(map(_agree, expected, found))
+def agree(expected: Sequence[Tensor], found: Sequence[Tensor], rounding: float) -> bool:
+    """True if tensors are the same within `rounding`: numbers by their relative L2 distance; all that is not a finite
+    number, and integers, exactly."""
+    pairs = zip(expected, found, strict=False)
+    return len(expected) == len(found) and all(_agree(one, other, rounding) for one, other in pairs)
 
 
-def _agree(expected: Tensor, found: Tensor) -> bool:
+def _agree(expected: Tensor, found: Tensor, rounding: float) -> bool:
     if (expected.dtype, expected.shape) != (found.dtype, found.shape):
         return False
     if not (expected.is_floating_point() or expected.is_complex()):
         return torch.equal(expected, found)
     wide = torch.complex128 if expected.is_complex() else torch.float64
-    one, other = expected.to(wide), found.to(wide)
-    finite = one.isfinite()
-    if not torch.allclose(one[~finite], other[~finite], equal_nan=True):
-        return False
-    distance, size = (one - other)[finite].norm(), one[finite].norm()
-    return bool(distance <= TOLERANCE.get(expected.dtype, OTHERWISE) * size)  # NaN is no agreement
+    distance, size = 0.0, 0.0
+    for some, others in zip(*(tensor.reshape(-1).split(AT_ONCE) for tensor in (expected, found)), strict=True):
+        one, other = some.to(wide), others.to(wide)
+        finite = one.isfinite()
+        if not torch.allclose(one[~finite], other[~finite], equal_nan=True):
+            return False
+        distance += float((one - other)[finite].abs().square().sum())
+        size += float(one[finite].abs().square().sum())
+    return distance <= rounding**2 * size  # NaN is no agreement

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from opara_backend.execution import cuda_graph, host
-from opara_backend.execution.alternatives import Kept, capture_fastest
+from opara_backend.execution.alternatives import Kept, capture_again, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, capture_plan, state_kept
+from opara_backend.execution.candidates import Memory, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
@@ -261,25 +261,31 @@ class CudaLane:
         decided_as = self.runtime.shape_of(key)
         decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared)
         with state_kept(arguments.written_static(program, graph), graph):
-            if decided is not None:  # nothing to find out: the same kernels, read from other addresses
-                lowering, plan = decided
-                kept = Kept(lowering, plan, capture_plan(lowering.program, plan, arguments, memory), [])
-            else:
-                kept = capture_fastest(self.runtime, graph, arguments, memory, decided_as, self._near)
-                self.runtime.record.measured(key, kept.tried, kept.lowerings)
-                if decided_as in self.runtime.record.remembered:
-                    self.runtime.record.remembered.add(key)
+            # Where the shape is known there is nothing to find out: the same kernels, read from other addresses.
+            kept = capture_again(self.runtime, decided, graph, arguments, memory) if decided is not None else None
+            if kept is None:
+                kept = self._search(key, graph, arguments, memory, alone=decided is not None)
         program, plan, captured = kept.runtime.program, kept.plan, kept.captured
         self._pool = captured.pool  # another than it was meant to be, where somebody invalidated the first attempt
         outputs = OutputSpec(program, plan.graph, captured.outputs or (), arguments)
         arguments.let_go()
         kind = _NamedCaptured if self.runtime.options.annotate else _Captured
         self._captures.add(key, kind(captured, arguments, outputs, self._loans, self.runtime.name))
-        self._decided[decided_as] = kept.runtime, plan
+        if decided is None:
+            self._decided[decided_as] = kept.runtime, plan
         self._decided.move_to_end(decided_as)
         if len(self._decided) > DECISIONS_KEPT:
             self._decided.popitem(last=False)
         self.runtime.record.planned(key, plan, captured=True, rewrites=kept.runtime.generated.rewrites)
+
+    def _search(self, key: Key, graph: KernelGraph, arguments: StaticArguments, memory: Memory, alone: bool) -> Kept:
+        """The fastest lowering and schedule for shape `key`. alone: of the first lowering, as no other will do."""
+        shape, record = self.runtime.shape_of(key), self.runtime.record
+        kept = capture_fastest(self.runtime, graph, arguments, memory, shape, self._near, alone=alone)
+        record.measured(key, kept.tried, kept.lowerings)
+        if shape in record.remembered:
+            record.remembered.add(key)
+        return kept
 
     def _near(self, lowering: Runtime) -> Schedule | None:
         """What won with `lowering` for the shape decided last, if that was kept for one."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from opara_backend import options, upstream
+from opara_backend import fallback, options, upstream
+from opara_backend.fallback import why_host
 from opara_backend.lowering.passes import REWRITES
 from opara_backend.report.record import unheard
 
@@ -30,27 +31,38 @@ def lowered(gm: torch.fx.GraphModule, lower: Lower, asked: tuple[str, ...]) -> A
     A second one is made with all that are possible, and if these are several, one with each of them alone.
     """
     compilation = options.current()
-    pristine = _copied(gm)
+    pristine = _kept(gm)
     first = lower(gm, asked, True)
-    if not compilation.bound or not compilation.bound[-1].plannable:
-        return first  # not ours, or not to be captured
+    runtime = compilation.bound[-1] if compilation.bound else None
+    if pristine is None or runtime is None or not _may_be_captured(runtime):
+        return first
     if any("unbacked_bindings" in node.meta for node in pristine.graph.nodes):
         return first  # it names sizes that are known only when it runs, which can be named once
-    runtime = compilation.bound[-1]
     found: list[Any] = []
     for rewrites in _sets(runtime.generated.possible):
         every = tuple(name for name in REWRITES if name in asked or name in rewrites)
         made = _another(_copied(pristine), lower, every, compilation)
-        if made is None or made[0].output_strides != first.output_strides:
+        if made is None:
             continue
-        if made[1].plannable and made[1].generated.source not in {
-            known.generated.source for known in (runtime, *found)
-        }:
+        if not _is_alternative(runtime, made[1]) or made[0].output_strides != first.output_strides:
+            log.info("not tried with %s: it cannot stand in for the graph as it is", ", ".join(every))
+        elif made[1].generated.source not in {known.generated.source for known in found}:
             found.append(made[1])
     runtime.alternatives = tuple(found)
     for other in found:
         other.record = runtime.record  # what is done for one call is told as one
     return first
+
+
+def _may_be_captured(runtime: Any) -> bool:
+    return bool(runtime.plannable and runtime.options.cuda_graph and why_host(runtime.graph) is None)
+
+
+def _is_alternative(first: Any, other: Any) -> bool:
+    """True if another program takes what the first does, and does not turn out to be the same."""
+    one, two = first.generated, other.generated
+    alike = (one.inputs, one.dynamic_inputs, one.number_inputs) == (two.inputs, two.dynamic_inputs, two.number_inputs)
+    return alike and _may_be_captured(other) and set(two.rewrites) != set(one.rewrites)
 
 
 def _sets(possible: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -66,7 +78,12 @@ def _another(
     """Inductor's graph and our Runtime for `gm` lowered with `rewrites`; None, and said, if that cannot be."""
     strict = replace(compilation.options, fallback="error")  # one rung down is no alternative, and nobody's fallback
     try:
-        with unheard(), upstream.own_output_strides(), options.using(strict, compilation.labels) as inner:
+        with (
+            unheard(),
+            fallback.unheard(),
+            upstream.own_output_strides(),
+            options.using(strict, compilation.labels) as inner,
+        ):
             made = lower(gm, rewrites, False)
     except Exception as error:
         log.warning("not tried with %s: %s: %s", ", ".join(rewrites), type(error).__name__, error)
@@ -74,6 +91,15 @@ def _another(
         return None
     compilation.lowering_seconds += inner.lowering_seconds
     return (made, inner.bound[-1]) if inner.bound else None
+
+
+def _kept(gm: torch.fx.GraphModule) -> torch.fx.GraphModule | None:
+    """A copy of `gm`, which is about to change; None, and said, if that cannot be."""
+    try:
+        return _copied(gm)
+    except Exception as error:
+        log.warning("no rewrites are tried: %s: %s", type(error).__name__, error, exc_info=error)
+        return None
 
 
 def _copied(gm: torch.fx.GraphModule) -> torch.fx.GraphModule:

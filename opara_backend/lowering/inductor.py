@@ -14,7 +14,7 @@ import contextvars
 import functools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +97,15 @@ def note_rewrite(name: str, *, done: bool = True) -> None:
     """Note that the rewrite called `name` found something to do; `done`: and did it."""
     if (here := _under_way.get()) is not None:
         (here.rewrites if done else here.possible).add(name)
+
+
+def finds_something(name: str, look: Callable[[], object]) -> bool:
+    """Whether `look()`, of a rewrite called `name` that nobody asked for, finds anything; a failure is only said."""
+    try:
+        return bool(look())
+    except Exception as error:
+        log.warning("not tried with %s: %s: %s", name, type(error).__name__, error, exc_info=error)
+        return False
 
 
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
@@ -303,7 +312,8 @@ def _rewrites() -> str:
     """Arguments of `Program` that say which rewrites there were and could have been."""
     here = _under_way.get() or _UnderWay(LoweringRequest())
     unjoined = not (here.request.join_small or upstream.inductor_config.combo_kernels)
-    if here.request.looking and unjoined and joining.groups(upstream.V.graph.scheduler):
+    look = functools.partial(joining.groups, upstream.V.graph.scheduler)
+    if here.request.looking and unjoined and finds_something("join_small", look):
         here.possible.add("join_small")
     return f"rewrites={tuple(sorted(here.rewrites))!r}, possible={tuple(sorted(here.possible))!r}"
 

@@ -22,7 +22,7 @@ from opara_backend._version import __version__
 from opara_backend.lowering import fused_convolutions, gemv, patches, siblings
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
-from opara_backend.lowering.inductor import note_rewrite, static_inputs, under_way
+from opara_backend.lowering.inductor import finds_something, note_rewrite, static_inputs, under_way
 from opara_backend.options import Options
 
 REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "merge_siblings", "unfold_patches")
@@ -40,6 +40,10 @@ def _vectors(graph: torch.fx.Graph) -> int:
         open_cells(graph)
         split_products(graph)
     return found
+
+
+def _on_a_copy(rewrite: Callable[[torch.fx.Graph], int], graph: torch.fx.Graph) -> int:
+    return rewrite(copy.deepcopy(graph))
 
 
 _OF_GRAPHS: Mapping[str, Callable[[torch.fx.Graph], int]] = {
@@ -70,7 +74,7 @@ class OwnPass(upstream.CustomGraphPass):
             return
         if self.looking:
             for name, rewrite in _OF_GRAPHS.items():
-                if name not in self.asked and rewrite(copy.deepcopy(graph)):
+                if name not in self.asked and finds_something(name, functools.partial(_on_a_copy, rewrite, graph)):
                     note_rewrite(name, done=False)
         for name, rewrite in _OF_GRAPHS.items():
             if name in self.asked and rewrite(graph):

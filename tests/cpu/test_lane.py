@@ -15,7 +15,7 @@ import torch
 
 from opara_backend import upstream
 from opara_backend.execution import alternatives, cuda_graph, lane
-from opara_backend.execution.alternatives import Kept
+from opara_backend.execution.alternatives import Kept, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
@@ -119,15 +119,26 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
     assert happened == ["given back, 0 gone", 0, "given back, 0 gone", 0, "given back, 1 gone", 1]
 
 
-def test_a_shape_whose_parameters_move_keeps_its_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("does_the_same", [True, False])
+def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
+    monkeypatch: pytest.MonkeyPatch, does_the_same: bool
+) -> None:
     """And what won with a lowering is where the next shape begins with the same one."""
     here, other = a_lane(), a_lane().runtime
     plans = [SimpleNamespace(graph=other.graph, schedule=name) for name in ("first", "second")]
     captured = SimpleNamespace(pool=(0, 1), outputs=())
     searched: list[tuple[object, object]] = []
     programs: list[Program] = []
+    alone: list[bool] = []
 
-    def fastest(runtime: Runtime, graph: object, arguments: object, memory: object, shape: object, near: Any) -> Kept:
+    def best(runtime: Runtime, graph: object, arguments: object, memory: object, shape: object, near: object) -> Any:
+        alone.append(True)
+        return SimpleNamespace(graph=graph, schedule="of the first"), captured, []
+
+    def fastest(*given: Any, **more: Any) -> Kept:
+        if more["alone"]:
+            return capture_fastest(*given, **more)
+        runtime, near = given[0], given[-1]
         searched.append((near(other), near(runtime)))
         return Kept(other, plans[len(searched) - 1], captured, [], (Timed((), 2.0), Timed(("fuse_gemv",), 1.0)))
 
@@ -136,23 +147,24 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering(monkeypatch: pytest.Mo
         assert plan is plans[0]
         return captured
 
+    arguments = SimpleNamespace(written_static=lambda *_: [], let_go=lambda: None, expired=lambda: False)
+    arguments.accept = lambda args: False
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
     monkeypatch.setattr(lane, "capture_fastest", fastest)
-    monkeypatch.setattr(lane, "capture_plan", again)
     monkeypatch.setattr(lane, "OutputSpec", lambda *_: None)
-    monkeypatch.setattr(here.runtime.record, "planned", lambda key, plan, **more: None)
-    monkeypatch.setattr(
-        lane,
-        "StaticArguments",
-        lambda *_: SimpleNamespace(
-            written_static=lambda *_: [], let_go=lambda: None, accept=lambda args: False, expired=lambda: False
-        ),
-    )
+    monkeypatch.setattr(lane, "StaticArguments", lambda *_: arguments)
+    monkeypatch.setattr(alternatives, "capture_best", best)
+    monkeypatch.setattr(alternatives, "capture_plan", again)
+    agreeing = [(other, other.graph)] if does_the_same else []
+    monkeypatch.setattr(alternatives, "_agreeing", lambda first, others, arguments: agreeing)
+    kept: list[object] = []
+    monkeypatch.setattr(here.runtime.record, "planned", lambda key, plan, **more: kept.append(plan.schedule))
     for key in ((1,), (1,), (2,)):
         here._capture(key, here.runtime.graph, [])
     assert searched == [(None, None), ("first", None)]
-    assert programs == [other.program]
+    assert programs == ([other.program] if does_the_same else [])
+    assert kept == ["first", "first" if does_the_same else "of the first", "second"]
     assert [timed.seconds for timed in here.runtime.record.lowerings[1,]] == [2.0, 1.0]
     for one in here._captures:
         one.reset = lambda: None

@@ -34,9 +34,7 @@ def test_query_key_and_value(dtype: torch.dtype, pre_norm: bool) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_branches(dtype: torch.dtype, last: bool) -> None:
     torch.manual_seed(0)
-    branches = Branches(
-        Conv(32, 16, 1), nn.Sequential(Conv(32, 24, 1), Conv(24, 32, 3)), nn.Sequential(Conv(32, 8, 1))
-    )
+    branches = Branches(Conv(32, 16, 1), nn.Sequential(Conv(32, 24, 1), Conv(24, 32, 3)), nn.Sequential(Conv(32, 8, 1)))
     model = nn.Sequential(Conv(3, 32, 3), branches, nn.Conv2d(56, 8, 1)).to("cuda", dtype).eval()
     x = torch.randn(2, 3, 40, 40, device="cuda", dtype=dtype)
     result, exact, record = replayed(model, x, last=last, options=OPTIONS)
