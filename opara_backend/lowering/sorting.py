@@ -130,13 +130,17 @@ class Sorter:
         )
 
 
-_STREAM_NAME = re.compile(r"stream=stream(\d+)\b")
+_STREAM_NAME = re.compile(r"\b(?:raw_)?stream(\d+)\b")  # up to 2.11, and from 2.13 on
 
 
 def _fresh_stream(text: list[str]) -> list[str]:
     """`text` with the raw stream asked for inside the launch: it differs between kernels of one program."""
     kept = [t for t in text if " = get_raw_stream(" not in t]
-    return [_STREAM_NAME.sub(r"stream=get_raw_stream(\1)", t) for t in kept]
+    fresh = [re.sub(rf"stream={_STREAM_NAME.pattern}", r"stream=get_raw_stream(\1)", t) for t in kept]
+    # The line that gave it a name is gone.
+    if named := next((found for t in fresh if (found := re.search(r"\bstream=(?!get_raw_stream\()\w+", t))), None):
+        raise Unsupported(f"a launch on a stream called {named[0]!r}")
+    return fresh
 
 
 def _mutated(origin: Any) -> tuple[str, ...]:

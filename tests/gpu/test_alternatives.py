@@ -71,7 +71,7 @@ def test_one_whose_weights_overflow_is_left_out(caplog: pytest.LogCaptureFixture
     with torch.no_grad(), collect() as records:
         call = torch.compile(model, backend="opara", fullgraph=True, options=OPTIONS)
         for _ in range(3):
-            torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
+            torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=0.5)  # of about 80
     (record,) = records
     assert (record.replays, record.fallbacks) == (2, [])
     assert "its results differ" in caplog.text

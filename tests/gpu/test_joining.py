@@ -27,7 +27,7 @@ class Lookups(nn.Module):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64])
-@pytest.mark.parametrize("tables", [2, 26, 130])
+@pytest.mark.parametrize("tables", [12, 26, 130])  # Inductor itself makes one kernel of few
 def test_lookups_are_one_launch_or_few(tables: int, rows: int) -> None:
     model = Lookups(tables, 16).cuda()
     ids = torch.randint(50, (rows, tables), device="cuda")
