@@ -55,7 +55,8 @@ class Row:
     this backend reports them; fallbacks: its reasons, or stock Inductor's. kinds: kernels by kind. arena_bytes: what
     the memory plan takes; bound_seconds: what no schedule of these kernels can beat; path_seconds: their
     critical path, streams_seconds and launch_seconds: what the schedule adds to it (`scheduling.gaps`); the rest of the
-    time is contention.
+    time is contention. rewrites: those in the kernels it runs by; lowerings: of each way to lower the graph that was
+    timed against the others, its rewrites and seconds a replay, the one without first; empty where there was no choice.
     """
 
     model: str
@@ -88,6 +89,8 @@ class Row:
     streams_seconds: float | None = None
     launch_seconds: float | None = None
     model_bytes: int | None = None
+    rewrites: tuple[str, ...] = ()
+    lowerings: tuple[tuple[tuple[str, ...], float], ...] = ()
 
     @property
     def case(self) -> Case:
@@ -165,7 +168,9 @@ def row_from(data: Mapping[str, Any]) -> Row:
         if name in data and not isinstance(data[name], accepts):
             raise ValueError(f"field {name!r} takes a {accepts.__name__}, got {data[name]!r}")
     given = {"error": None, "first_call_seconds": None, **data, "samples": _samples(data["samples"])}
-    return Row(**{**given, "fallbacks": tuple(data.get("fallbacks", ()))})
+    words = {name: tuple(data.get(name, ())) for name in ("fallbacks", "rewrites")}
+    lowerings = tuple((tuple(rewrites), seconds) for rewrites, seconds in data.get("lowerings", ()))
+    return Row(**{**given, **words, "lowerings": lowerings})
 
 
 def _row(path: Path, place: int, data: Any) -> Row:

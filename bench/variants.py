@@ -26,12 +26,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from opara_backend.options import ACCEPTED, parse
+from opara_backend.options import ACCEPTED, REWRITES, parse
 from opara_backend.scheduling.policies import policy_names
 
 STOCK_MODES = {"inductor": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["streams"].high)}
 UNFUSED = "unfused"
+TRIED = "try_rewrites"  # and each of the rewrites that it tries
 READ_WHILE_TRACING = ("freezing",)  # Dynamo asks Inductor's configuration for them, not `options`
 
 
@@ -52,7 +53,8 @@ class Variant:
     @property
     def kernels(self) -> str:
         """Variants of the same word run the same kernels: compiled for one, they are for all."""
-        return f"{self.kind}{self.settings}"
+        rewrites = [f"-{key}" for key, value in self.options.items() if key in (*REWRITES, TRIED) and value]
+        return "".join([self.kind, self.settings, *rewrites])
 
     @property
     def settings(self) -> str:

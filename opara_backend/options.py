@@ -16,6 +16,9 @@ from typing import Any
 
 from opara_backend.scheduling import policies
 
+REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "merge_siblings", "unfold_patches")
+"""Options that change which kernels there are, and so what the caches hold."""
+
 REMEMBERED = "opara"  # folder in Inductor's cache directory of what option `remember` keeps
 
 

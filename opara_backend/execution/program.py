@@ -41,7 +41,7 @@ class Program:
     inputs: names of all arguments by position, sizes included. static_inputs: positions whose addresses stay.
     dynamic_inputs: positions of tensors with symbolic sizes or strides. number_inputs: positions of tensors on the CPU
     of which kernels on the GPU are given the value. labels: of the graph it was lowered from (`options.Compilation`).
-    rewrites: which of `passes.REWRITES` found something to do; possible: which others would have, if that was asked.
+    rewrites: which of `options.REWRITES` found something to do; possible: which others would have, if that was asked.
     """
 
     run: Callable[..., Any]

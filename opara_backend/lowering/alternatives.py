@@ -16,7 +16,7 @@ import torch
 
 from opara_backend import fallback, options, upstream
 from opara_backend.fallback import why_host
-from opara_backend.lowering.passes import REWRITES
+from opara_backend.options import REWRITES
 from opara_backend.report.record import unheard
 
 log = logging.getLogger(__name__)

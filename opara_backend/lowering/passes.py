@@ -23,10 +23,7 @@ from opara_backend.lowering import fused_convolutions, gemv, patches, siblings
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 from opara_backend.lowering.inductor import finds_something, note_rewrite, static_inputs, under_way
-from opara_backend.options import Options
-
-REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "merge_siblings", "unfold_patches")
-"""Options that change which kernels there are, and so what the caches hold."""
+from opara_backend.options import REWRITES, Options
 
 
 def asked(options: Options) -> tuple[str, ...]:
