@@ -7,7 +7,7 @@ Must not change: anything outside the markers. `python -m bench readme` writes i
 from __future__ import annotations
 
 import re
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from bench.report import TABLES
@@ -35,11 +35,10 @@ def _results(path: str, dtype: str | None) -> Results:
 def options_table() -> str:
     """One row an option: name, default, what it takes, meaning."""
     lines = ["| option | default | takes | meaning |", "| --- | --- | --- | --- |"]
-    for option in fields(Options):
-        accepts = ACCEPTED[option.name]
+    for name, accepts in ACCEPTED.items():
         if accepts.choices is not None:
             takes = ", ".join(f"`{c}`" for c in accepts.choices())
         else:
             takes = f"{accepts.low} to {accepts.high}" if accepts.high else "True, False"
-        lines.append(f"| `{option.name}` | `{option.default!r}` | {takes} | {accepts.meaning} |")
+        lines.append(f"| `{name}` | `{getattr(Options(), name)!r}` | {takes} | {accepts.meaning} |")
     return "\n".join(lines)

@@ -53,7 +53,7 @@ class Variant:
     @property
     def kernels(self) -> str:
         """Variants of the same word run the same kernels: compiled for one, they are for all."""
-        rewrites = [f"-{key}" for key, value in self.options.items() if key in (*REWRITES, TRIED) and value]
+        rewrites = [f"-{key}={value}" for key, value in self.options.items() if key in (*REWRITES, TRIED)]
         return "".join([self.kind, self.settings, *rewrites])
 
     @property

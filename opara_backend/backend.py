@@ -65,9 +65,33 @@ def compiled(
     if _on_cuda(example_inputs):
         for note in own_options.without_effect(options):
             log.warning(note)
+    try:
+        return _compiled(gm, example_inputs, chosen, inductor, named)
+    except upstream.RestartAnalysis:
+        raise  # Dynamo traces once more
+    except Exception as error:
+        rewrites = _rewrites(chosen, example_inputs)
+        if not rewrites:
+            raise
+        made = _compiled(gm, example_inputs, own_options.without_rewrites(chosen), inductor, named)
+        detail = f"with {', '.join(rewrites)}: {type(error).__name__}: {error}"
+        fallback.step_down(FallbackReason.REWRITE_FAILED, detail, policy=chosen.fallback, error=error)
+        return made
+
+
+def _compiled(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    chosen: own_options.Options,
+    inductor: Mapping[str, Any],
+    named: bool,
+) -> Callable[..., Any]:
+    from opara_backend import upstream
+
     labels = _labels(gm)
     # Capturing is ours: Inductor would wrap its own CUDA Graphs around the programs.
-    patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, chosen, labels if named else "")}
+    asked = _rewrites(chosen, example_inputs)
+    patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, asked, labels if named else "")}
     start = time.perf_counter()
     # That cache knows of one lowering a graph.
     several = chosen.try_rewrites and _on_cuda(example_inputs)
@@ -93,13 +117,19 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
     return (FallbackReason.UNSUPPORTED_DEVICE, ", ".join(foreign)) if foreign else None
 
 
-def _passes(inductor: Mapping[str, Any], chosen: own_options.Options, labels: str) -> dict[str, Any]:
+def _rewrites(chosen: own_options.Options, example_inputs: Sequence[Any]) -> tuple[str, ...]:
+    from opara_backend.lowering.passes import asked
+
+    return asked(chosen, on_gpu=_on_cuda(example_inputs))
+
+
+def _passes(inductor: Mapping[str, Any], asked: tuple[str, ...], labels: str) -> dict[str, Any]:
     """An entry for Inductor's configuration with our passes, which make every cache key ours, after the user's own."""
     from opara_backend import upstream
-    from opara_backend.lowering.passes import SETTING, OwnPass, asked, with_own
+    from opara_backend.lowering.passes import SETTING, OwnPass, with_own
 
     given = inductor.get(SETTING, getattr(upstream.inductor_config, SETTING))
-    return {SETTING: with_own(given, OwnPass(asked(chosen), labels))}
+    return {SETTING: with_own(given, OwnPass(asked, labels))}
 
 
 def _labels(gm: torch.fx.GraphModule) -> str:
@@ -136,7 +166,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
         with lowering.lowering(request, ("cpu", "cuda")), passes.asking(asked, looking=looking):
             return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
 
-    asked = passes.asked(compilation.options)
+    asked = _rewrites(compilation.options, example_inputs)
     with compiling():
         # Frozen, a graph holds weights, and copies of it would be taken for those of another model's.
         frozen = upstream.inductor_config.freezing

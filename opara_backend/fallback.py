@@ -4,7 +4,8 @@ Takes: a reason and a detail. Gives: one warning per step, a count in `torch._dy
 error where the user asked for one; and for a KernelGraph that needs the host, reason and detail of that.
 Must not change: the result of the user's program.
 
-The ladder: schedule and capture -> schedule without capture -> stock Inductor. Nothing goes below that.
+The ladder: schedule and capture, with rewrites of the graph and without -> schedule without capture -> stock Inductor.
+Nothing goes below that.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class FallbackReason(enum.Enum):
     UNSUPPORTED_DEVICE = "unsupported_device"
     UNSUPPORTED_OPTION = "unsupported_option"
     UNSUPPORTED_LOWERING = "unsupported_lowering"
+    REWRITE_FAILED = "rewrite_failed"
     HOST_KERNEL = "host_kernel"
     HOST_DECISION = "host_decision"
     CAPTURE_OFF = "capture_off"
@@ -47,6 +49,7 @@ _REMEDIES = {
     FallbackReason.UNSUPPORTED_DEVICE: "move the model to a CUDA device or the CPU",
     FallbackReason.UNSUPPORTED_OPTION: "leave that Inductor option at its default",
     FallbackReason.UNSUPPORTED_LOWERING: "nothing to do: stock Inductor runs it; please report the detail",
+    FallbackReason.REWRITE_FAILED: "nothing to do: it is compiled without them; please report the detail",
     FallbackReason.HOST_KERNEL: "move the tensors named to the GPU, or pass Python numbers as tensors on the GPU",
     FallbackReason.HOST_DECISION: "keep .item(), data-dependent shapes and control flow out of the compiled region",
     FallbackReason.CAPTURE_OFF: 'remove options={"cuda_graph": False}',

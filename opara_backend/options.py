@@ -11,12 +11,19 @@ import contextlib
 import contextvars
 import difflib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from opara_backend.scheduling import policies
 
-REWRITES = ("fuse_convolutions", "fuse_gemv", "join_small", "merge_siblings", "unfold_patches")
+REWRITES = (
+    "fuse_convolutions",
+    "fuse_gemv",
+    "join_small",
+    "merge_convolutions",
+    "merge_products",
+    "unfold_patches",
+)
 """Options that change which kernels there are, and so what the caches hold."""
 
 REMEMBERED = "opara"  # folder in Inductor's cache directory of what option `remember` keeps
@@ -24,7 +31,10 @@ REMEMBERED = "opara"  # folder in Inductor's cache directory of what option `rem
 
 @dataclass(frozen=True)
 class Options:
-    """Our own options; every one can be given in `torch.compile(..., backend="opara", options={...})`."""
+    """Our own options; every one can be given in `torch.compile(..., backend="opara", options={...})`.
+
+    given: the names of those that were, `given` itself excepted, which nobody gives.
+    """
 
     policy: str = "auto"
     launch_order: str = "opara"
@@ -36,14 +46,16 @@ class Options:
     max_captures: int = 16
     fallback: str = "warn"
     in_place: bool = True
-    fuse_convolutions: bool = False
-    fuse_gemv: bool = False
-    join_small: bool = False
-    merge_siblings: bool = False
-    unfold_patches: bool = False
+    fuse_convolutions: bool = True
+    fuse_gemv: bool = True
+    join_small: bool = True
+    merge_convolutions: bool = False
+    merge_products: bool = True
+    unfold_patches: bool = True
     try_rewrites: bool = False
     remember: bool = True
     annotate: bool = False
+    given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,10 +84,11 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fuse_convolutions": _Accepts("convolutions with batch norm, residual and ReLU as one cuDNN kernel, on CUDA"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
-    "merge_siblings": _Accepts("products, or convolutions, of one input as one, weights side by side, on CUDA"),
+    "merge_convolutions": _Accepts("convolutions of one input as one, weights side by side, on CUDA"),
+    "merge_products": _Accepts("matrix products of one input as one, weights side by side, on CUDA"),
     "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),
     "try_rewrites": _Accepts(
-        "lower again with those of these five that find something to do, and keep the fastest, on CUDA"
+        "lower again with and without those of these six that find something to do, and keep the fastest, on CUDA"
     ),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),
@@ -142,7 +155,13 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
             passed[name] = value
         else:
             raise ValueError(_unknown(str(key), (*ACCEPTED, *known)))
-    return Options(**own), passed
+    return Options(**own, given=frozenset(own)), passed
+
+
+def without_rewrites(options: Options) -> Options:
+    """`options` with no rewrite of the graph."""
+    none: dict[str, Any] = dict.fromkeys(REWRITES, False)
+    return replace(options, try_rewrites=False, **none)
 
 
 def without_effect(options: Mapping[str, Any] | None) -> list[str]:

@@ -20,6 +20,10 @@ from typing import Any
 
 import torch
 
+# Seen 2.11, 2.13. Raised through a backend where Dynamo is to trace once more. Without it a graph whose rewrites are
+# taken for the reason would be compiled twice.
+from torch._dynamo.exc import RestartAnalysis
+
 # Seen 2.11, 2.13, 2.15. Without them: no counters in `torch._dynamo.utils.counters`, which tools read.
 from torch._dynamo.utils import counters
 
@@ -82,6 +86,7 @@ __all__ = [
     "FusedSchedulerNode",
     "IndentedBuffer",
     "PythonWrapperCodegen",
+    "RestartAnalysis",
     "SchedulerNode",
     "TritonKernel",
     "V",

@@ -16,7 +16,7 @@ import torch
 
 from opara_backend import fallback, options, upstream
 from opara_backend.fallback import why_host
-from opara_backend.options import REWRITES
+from opara_backend.options import REWRITES, Options
 from opara_backend.report.record import unheard
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,8 @@ Lower = Callable[[torch.fx.GraphModule, tuple[str, ...], bool], Any]
 def lowered(gm: torch.fx.GraphModule, lower: Lower, asked: tuple[str, ...]) -> Any:
     """What `lower` makes of `gm` with the rewrites `asked`, others tried beside it.
 
-    A second one is made with all that are possible, and if these are several, one with each of them alone.
+    Those are what is lowered where nothing is tried, the rewrites that are on by default; and, of what is possible,
+    each of these left out and each other one added.
     """
     compilation = options.current()
     pristine = _kept(gm)
@@ -39,8 +40,8 @@ def lowered(gm: torch.fx.GraphModule, lower: Lower, asked: tuple[str, ...]) -> A
     if any("unbacked_bindings" in node.meta for node in pristine.graph.nodes):
         return first  # it names sizes that are known only when it runs, which can be named once
     found: list[Any] = []
-    for rewrites in _sets(runtime.generated.possible):
-        every = tuple(name for name in REWRITES if name in asked or name in rewrites)
+    free = tuple(name for name in runtime.generated.possible if name not in compilation.options.given)
+    for every in _sets(asked, free):
         made = _another(_copied(pristine), lower, every, compilation)
         if made is None:
             continue
@@ -65,11 +66,12 @@ def _is_alternative(first: Any, other: Any) -> bool:
     return alike and _may_be_captured(other) and set(two.rewrites) != set(one.rewrites)
 
 
-def _sets(possible: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if possible:
-        yield possible
-    if len(possible) > 1:
-        yield from ((name,) for name in possible)
+def _sets(asked: tuple[str, ...], possible: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The sets of rewrites to lower with, but for `asked` alone, which there is."""
+    usual = {*asked, *(name for name in possible if getattr(Options(), name))}
+    for wanted in (usual, *(usual ^ {name} for name in possible)):
+        if wanted != {*asked}:
+            yield tuple(name for name in REWRITES if name in wanted)
 
 
 def _another(

@@ -195,6 +195,11 @@ def operator() -> torch._ops.OpOverload:
         return _registered()[0]
 
 
+def is_fused(target: Any) -> bool:
+    """True if `target` is `operator()`, which is not registered for the question."""
+    return isinstance(target, torch._ops.OpOverload) and target.name() == "opara_backend::convolution_relu"
+
+
 @functools.cache
 def _registered() -> tuple[torch._ops.OpOverload, torch.library.Library]:
     library = torch.library.Library("opara_backend", "FRAGMENT")  # the operator lives as long as it

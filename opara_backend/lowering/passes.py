@@ -26,9 +26,11 @@ from opara_backend.lowering.inductor import finds_something, note_rewrite, stati
 from opara_backend.options import REWRITES, Options
 
 
-def asked(options: Options) -> tuple[str, ...]:
-    """Which of `REWRITES` the options ask for."""
-    return tuple(name for name in REWRITES if getattr(options, name))
+def asked(options: Options, *, on_gpu: bool) -> tuple[str, ...]:
+    """Which of `REWRITES` a graph is lowered with: those that are on; without a GPU only what was asked for by name,
+    and likewise where the others are to be tried, so that what is tried can be compared with the graph as it is."""
+    only = options.given if options.try_rewrites or not on_gpu else REWRITES
+    return tuple(name for name in REWRITES if getattr(options, name) and name in only)
 
 
 def _vectors(graph: torch.fx.Graph) -> int:
@@ -46,7 +48,8 @@ def _on_a_copy(rewrite: Callable[[torch.fx.Graph], int], graph: torch.fx.Graph) 
 _OF_GRAPHS: Mapping[str, Callable[[torch.fx.Graph], int]] = {
     "unfold_patches": patches.unfold_patches,
     "fuse_convolutions": lambda graph: fused_convolutions.fuse_convolutions(graph, static_inputs()),
-    "merge_siblings": lambda graph: siblings.merge_siblings(graph, static_inputs()),
+    "merge_products": lambda graph: siblings.merge_products(graph, static_inputs()),
+    "merge_convolutions": lambda graph: siblings.merge_convolutions(graph, static_inputs()),
     "fuse_gemv": _vectors,
 }
 """Those of `REWRITES` that work on the graph before Inductor does, in their order: how much each found to do."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
+from opara_backend.lowering.fused_convolutions import is_fused
 from opara_backend.lowering.rewriting import Writer, arguments, moving
 
 DEVICES = ("cuda",)
@@ -48,14 +49,23 @@ class _Sibling:
         return int(self.weight.meta["val"].shape[self.axis])
 
 
-def merge_siblings(graph: Graph, static_inputs: Collection[int]) -> int:
-    """Merge every family of siblings; how many there were. static_inputs: positions of parameters and buffers."""
+def merge_products(graph: Graph, static_inputs: Collection[int]) -> int:
+    """Merge every family of products; how many there were. static_inputs: positions of parameters and buffers."""
+    return _merge_all(graph, static_inputs, axis=1)
+
+
+def merge_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
+    """The same of convolutions."""
+    return _merge_all(graph, static_inputs, axis=0)
+
+
+def _merge_all(graph: Graph, static_inputs: Collection[int], axis: int) -> int:
     if graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default):  # it counts on how results lie
         return 0
     changing = moving(graph, static_inputs)
     families: dict[Hashable, list[_Sibling]] = {}
     for key, sibling in _siblings(graph):
-        if changing.isdisjoint({sibling.weight, sibling.bias}):
+        if sibling.axis == axis and changing.isdisjoint({sibling.weight, sibling.bias}):
             families.setdefault(key, []).append(sibling)
     found = 0
     for family in families.values():
@@ -93,8 +103,10 @@ def _suits(one: _Sibling) -> bool:
             return False
     if one.bias is not None and list(one.bias.meta["val"].shape) != [one.channels]:
         return False
-    # Whoever must have it in one piece would copy its part.
+    # Whoever must have it in one piece would copy its part; and what is fused only tells how its result lies.
     if any(user.op == "output" or user.target is torch.ops.aten.convolution.default for user in one.node.users):
+        return False
+    if any(is_fused(user.target) for user in one.node.users):
         return False
     return one.channels > 0 and one.node.meta["val"].numel() // one.channels >= ROWS
 

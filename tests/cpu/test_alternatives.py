@@ -26,6 +26,7 @@ from opara_backend.lowering import alternatives as lowering
 from opara_backend.lowering import fused_convolutions, gemv, patches
 from opara_backend.lowering.inductor import OparaWrapperCodegen, note_rewrite
 from opara_backend.lowering.sorting import Unsupported
+from opara_backend.options import Options
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling.search import NOISE
 
@@ -94,9 +95,9 @@ IMAGE = torch.rand(1, 3, 32, 32)
 BOTH, FUSED, UNFOLDED = ("fuse_convolutions", "unfold_patches"), ("fuse_convolutions",), ("unfold_patches",)
 
 
-def test_with_all_rewrites_and_with_each_alone(lowered: Callable[..., Lowered]) -> None:
+def test_with_all_rewrites_and_without_each(lowered: Callable[..., Lowered]) -> None:
     found = lowered(network(), IMAGE)
-    assert found.sets() == [(), BOTH, FUSED, UNFOLDED]
+    assert found.sets() == [(), BOTH, UNFOLDED, FUSED]
     assert len(found.records) == 1, "they are one graph to reports"
     assert all(other.record is found.runtimes[0].record for other in found.runtimes[0].alternatives)
 
@@ -125,15 +126,27 @@ def test_where_no_rewrite_finds_anything_there_is_one_lowering(
 
 def test_nothing_is_tried_unasked(lowered: Callable[..., Lowered]) -> None:
     found = lowered(network(), IMAGE, try_rewrites=False)
-    assert found.sets() == [()]
+    assert found.sets() == [BOTH], "what is on by default"
     assert found.runtimes[0].generated.possible == ()
+
+
+def test_what_is_forbidden_is_in_none_of_them(lowered: Callable[..., Lowered]) -> None:
+    assert lowered(network(), IMAGE, fuse_convolutions=False).sets() == [(), UNFOLDED]
+
+
+def test_what_is_off_by_default_is_tried_as_well() -> None:
+    merged, convolutions = "merge_products", "merge_convolutions"
+    assert (Options().merge_products, Options().merge_convolutions) == (True, False)
+    assert list(lowering._sets((), (convolutions, merged))) == [(merged,), (convolutions, merged)]
+    assert list(lowering._sets((convolutions,), (merged,))) == [(convolutions, merged)]
+    assert list(lowering._sets((), (convolutions,))) == [(convolutions,)]
 
 
 def test_all_are_found_again_in_inductors_cache(lowered: Callable[..., Lowered]) -> None:
     model = network()
     lowered(model, IMAGE)
     before = upstream.counters["inductor"]["fxgraph_cache_hit"]
-    assert lowered(model, IMAGE).sets() == [(), BOTH, FUSED, UNFOLDED]
+    assert lowered(model, IMAGE).sets() == [(), BOTH, UNFOLDED, FUSED]
     assert upstream.counters["inductor"]["fxgraph_cache_hit"] == before + 4
 
 
@@ -254,7 +267,7 @@ def test_graphs_inside_the_graph(lowered: Callable[..., Lowered]) -> None:
         return region(region(found))
 
     found = lowered(function, IMAGE)
-    assert found.sets() == [(), BOTH, FUSED, UNFOLDED]
+    assert found.sets() == [(), BOTH, UNFOLDED, FUSED]
     for one in (found.runtimes[0], *found.runtimes[0].alternatives):
         torch.testing.assert_close(observe(one.program, found.arguments[0]).outputs[0], function(IMAGE))
 
@@ -365,13 +378,13 @@ def world(lowered: Callable[..., Lowered], monkeypatch: pytest.MonkeyPatch) -> C
     return make
 
 
-@pytest.mark.parametrize("fastest", [(), BOTH, FUSED, UNFOLDED], ids=str)
+@pytest.mark.parametrize("fastest", [(), BOTH, UNFOLDED, FUSED], ids=str)
 def test_the_fastest_is_kept_and_the_others_are_given_up(world: Callable[..., World], fastest: tuple[str, ...]) -> None:
     here = world({fastest: 0.5})
     kept = here.choose()
     assert kept.runtime.generated.rewrites == fastest
     assert [(timed.rewrites, timed.seconds) for timed in kept.lowerings] == [
-        (rewrites, 0.5 if rewrites == fastest else 1.0) for rewrites in ((), BOTH, FUSED, UNFOLDED)
+        (rewrites, 0.5 if rewrites == fastest else 1.0) for rewrites in ((), BOTH, UNFOLDED, FUSED)
     ]
 
 

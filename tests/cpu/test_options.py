@@ -24,11 +24,12 @@ DEFAULTS: dict[str, Any] = {
     "max_captures": 16,
     "fallback": "warn",
     "in_place": True,
-    "fuse_convolutions": False,
-    "fuse_gemv": False,
-    "join_small": False,
-    "merge_siblings": False,
-    "unfold_patches": False,
+    "fuse_convolutions": True,
+    "fuse_gemv": True,
+    "join_small": True,
+    "merge_convolutions": False,
+    "merge_products": True,
+    "unfold_patches": True,
     "try_rewrites": False,
     "remember": True,
     "annotate": False,
@@ -47,12 +48,16 @@ ACCEPTABLE: dict[str, tuple[Any, ...]] = {
     "fuse_convolutions": (True, False),
     "fuse_gemv": (True, False),
     "join_small": (True, False),
-    "merge_siblings": (True, False),
+    "merge_convolutions": (True, False),
+    "merge_products": (True, False),
     "try_rewrites": (True, False),
     "unfold_patches": (True, False),
     "remember": (True, False),
     "annotate": (True, False),
 }
+
+
+NAMES = {f.name for f in dataclasses.fields(Options)} - {"given"}
 
 
 def refused(given: dict[Any, Any] | None, mode: str | None = None) -> str:
@@ -63,11 +68,12 @@ def refused(given: dict[Any, Any] | None, mode: str | None = None) -> str:
 
 
 def test_every_option_is_tested_here() -> None:
-    assert set(DEFAULTS) == set(ACCEPTABLE) == set(ACCEPTED) == {f.name for f in dataclasses.fields(Options)}
+    assert set(DEFAULTS) == set(ACCEPTABLE) == set(ACCEPTED) == NAMES
 
 
 def test_defaults() -> None:
-    assert dataclasses.asdict(Options()) == DEFAULTS
+    assert {name: getattr(Options(), name) for name in NAMES} == DEFAULTS
+    assert Options().given == frozenset()
     assert parse(None, None) == parse({}, None) == (Options(), {})
 
 
@@ -81,6 +87,7 @@ def test_what_is_acceptable_is_taken_and_does_not_reach_inductor(key: str) -> No
         chosen, passed = parse({key: value}, None)
         assert getattr(chosen, key) == value
         assert chosen == dataclasses.replace(Options(), **{key: value})
+        assert chosen.given == {key}
         assert passed == {}
 
 

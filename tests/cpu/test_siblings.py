@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from opara_backend.lowering import siblings
 from opara_backend.report.record import collect
 
-ON = {"merge_siblings": True}
+ON = {"merge_products": True, "merge_convolutions": True}
 MANY = siblings.ROWS
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from opara_backend.execution.libraries import convolution_relu
 from opara_backend.report.record import collect
 from tests.gpu_rewrites import replayed
+from tests.rewrites import only
 
-OPTIONS = {"fuse_convolutions": True, "remember": False}
+OPTIONS = only("fuse_convolutions", remember=False)
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 5e-3}  # float32 in tf32, as in eager
 
 

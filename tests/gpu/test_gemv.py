@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bench import models
 from opara_backend.report.record import GraphRecord, collect
+from tests.rewrites import only
 
-OPTIONS = {"fuse_gemv": True, "remember": False}
+OPTIONS = only("fuse_gemv", remember=False)
 AT_BATCH_1 = ("deepfm", "dlrm", "two_tower", "llama_decode", "moe_decode", "bilstm_tagger")
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bench import models
 from opara_backend.report.record import collect
+from tests.rewrites import only
 
-OPTIONS = {"join_small": True, "remember": False}
+OPTIONS = only("join_small", remember=False)
 
 
 class Lookups(nn.Module):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from tests.gpu_rewrites import replayed
+from tests.rewrites import only
 
-OPTIONS = {"unfold_patches": True, "remember": False}
+OPTIONS = only("unfold_patches", remember=False)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])

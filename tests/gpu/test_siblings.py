@@ -10,8 +10,9 @@ from bench.models.encoder import Block
 from bench.models.inception import Branches, Conv
 from opara_backend.report.record import GraphRecord
 from tests.gpu_rewrites import replayed
+from tests.rewrites import only
 
-OPTIONS = {"merge_siblings": True, "remember": False}
+OPTIONS = only("merge_convolutions", "merge_products", remember=False)
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 5e-3}  # float32 in tf32, as in eager
 
 
