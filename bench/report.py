@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.samples import MIB, OURS, STOCK, Results, Row, median
+from bench.samples import MIB, OURS, STOCK, Case, Results, Row, median
 from bench.tables import geometric_mean
 
 
@@ -161,6 +161,31 @@ def searches(results: Results) -> str:
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
+def lowerings(results: Results) -> str:
+    """What rewrites do to the time of a replay, as the first call timed them, at batch 1; below 1 is faster.
+
+    One column each rewrite alone, and one all that were timed in that case. Ratios are of one process each.
+    """
+    raced: dict[Case, list[Mapping[frozenset[str], float]]] = {}
+    for row in results.rows:
+        timed = {frozenset(rewrites): seconds for rewrites, seconds in row.lowerings}
+        if row.samples is not None and row.batch == 1 and NO_REWRITES in timed:
+            raced.setdefault(row.case, []).append(timed)
+    columns = sorted({name for found in raced.values() for timed in found for names in timed for name in names})
+    lines = _head("model, batch 1", "without, us a replay", *(f"`{name}`" for name in columns), "all together")
+    for case, found in raced.items():
+        without = statistics.median(timed[NO_REWRITES] for timed in found)
+        everything = frozenset(name for timed in found for names in timed for name in names)
+        cells = []
+        for names in (*(frozenset({name}) for name in columns), everything):
+            ratios = [timed[names] / timed[NO_REWRITES] for timed in found if names in timed]
+            cells.append(f"{statistics.median(ratios):.2f}x" if ratios else "")
+        lines.append(_line(f"{case[0]} {case[1]}", f"{without * 1e6:.0f}", *cells))
+    return "\n".join([*lines, "", _origin(results, {len(found) for found in raced.values()})])
+
+
+NO_REWRITES: frozenset[str] = frozenset()
+
 TABLES: Mapping[str, Callable[[Results], str]] = {
     "results": markdown,
     "batches": batches,
@@ -169,6 +194,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "policies": policies,
     "searches": searches,
     "times": options,
+    "lowerings": lowerings,
 }
 
 

@@ -94,8 +94,7 @@ def _compiled(
     patches = {**inductor, "triton.cudagraphs": False, **_passes(inductor, asked, labels if named else "")}
     start = time.perf_counter()
     # That cache knows of one lowering a graph.
-    several = chosen.try_rewrites and _on_cuda(example_inputs)
-    caching = upstream.without_autograd_cache() if several else contextlib.nullcontext()
+    caching = upstream.without_autograd_cache() if _tries(chosen, example_inputs) else contextlib.nullcontext()
     with own_options.using(chosen, labels) as compilation, collect() as records, caching:
         made = upstream.compile_fx(gm, example_inputs, inner_compile=_compile_graph, config_patches=patches)
         if not compilation.reached:  # stock Inductor's module, from AOTAutograd's cache: only training leaves one there
@@ -118,9 +117,19 @@ def _why_foreign(example_inputs: Sequence[Any], inductor: Mapping[str, Any]) -> 
 
 
 def _rewrites(chosen: own_options.Options, example_inputs: Sequence[Any]) -> tuple[str, ...]:
+    """Those the graph is lowered with, first if others are tried: these are compared with the graph as it is."""
     from opara_backend.lowering.passes import asked
 
-    return asked(chosen, on_gpu=_on_cuda(example_inputs))
+    return asked(chosen, by_name=not _on_cuda(example_inputs) or _tries(chosen, example_inputs))
+
+
+def _tries(chosen: own_options.Options, example_inputs: Sequence[Any]) -> bool:
+    """True if the graph is lowered in several ways that are timed against each other."""
+    from opara_backend import upstream
+
+    # Frozen, a graph holds weights, and copies of it would be taken for those of another model's.
+    frozen = upstream.inductor_config.freezing
+    return chosen.try_rewrites and chosen.cuda_graph and not frozen and _on_cuda(example_inputs)
 
 
 def _passes(inductor: Mapping[str, Any], asked: tuple[str, ...], labels: str) -> dict[str, Any]:
@@ -168,9 +177,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
 
     asked = _rewrites(compilation.options, example_inputs)
     with compiling():
-        # Frozen, a graph holds weights, and copies of it would be taken for those of another model's.
-        frozen = upstream.inductor_config.freezing
-        if compilation.options.try_rewrites and not frozen and _on_cuda(example_inputs):
+        if _tries(compilation.options, example_inputs):
             return alternatives.lowered(gm, lower, asked)
         return lower(gm, asked, False)
 

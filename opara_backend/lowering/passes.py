@@ -26,10 +26,9 @@ from opara_backend.lowering.inductor import finds_something, note_rewrite, stati
 from opara_backend.options import REWRITES, Options
 
 
-def asked(options: Options, *, on_gpu: bool) -> tuple[str, ...]:
-    """Which of `REWRITES` a graph is lowered with: those that are on; without a GPU only what was asked for by name,
-    and likewise where the others are to be tried, so that what is tried can be compared with the graph as it is."""
-    only = options.given if options.try_rewrites or not on_gpu else REWRITES
+def asked(options: Options, *, by_name: bool) -> tuple[str, ...]:
+    """Which of `REWRITES` a graph is lowered with: those that are on. by_name: only those that somebody switched on."""
+    only = options.given if by_name else REWRITES
     return tuple(name for name in REWRITES if getattr(options, name) and name in only)
 
 

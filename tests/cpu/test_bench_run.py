@@ -15,7 +15,7 @@ from bench import measuring, workers
 from bench.__main__ import main
 from bench.measuring import first_calls
 from bench.planted import slowed
-from bench.run import Job, caches, distance, run_job
+from bench.run import Job, _as_close_as_eager, caches, distance, run_job
 from bench.samples import Row, load
 from bench.timing import wall_seconds
 from bench.variants import Variant, variant
@@ -51,6 +51,20 @@ def test_a_planted_slowdown_is_every_backends_but_the_firsts(monkeypatch: pytest
     monkeypatch.setattr("bench.run.slowed", slow)
     run_job(replace(JOB, planted=0.05))
     assert list(seen.values()) == [0.05] * (len(JOB.backends) - 1)
+
+
+def test_where_eager_is_all_rounding_double_precision_decides() -> None:
+    """Parts that cancel: 2048 + 1 is 2048 in float16, so eager's difference is off by all of it."""
+
+    class Cancels(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + 1) - x
+
+    model, inputs = Cancels(), (torch.full((1,), 2048.0, dtype=torch.float16),)
+    eager, exact = [model(*inputs).double()], [torch.ones(1, dtype=torch.float64)]
+    assert distance(eager, exact) == 1
+    for found, agrees in ((1.0, True), (0.3, True), (-0.5, False), (2.1, False), (float("nan"), False)):
+        assert _as_close_as_eager([torch.full((1,), found).double()], eager, model, inputs, 2e-2) is agrees
 
 
 def test_a_slowed_call_takes_longer_and_returns_the_same() -> None:

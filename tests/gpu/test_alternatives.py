@@ -57,7 +57,7 @@ def test_whatever_is_kept_does_the_same_and_side_effects_happen_once(dtype: torc
     assert model.calls == twin.calls == 4
     (record,) = records
     assert (record.replays, record.fallbacks) == (3, [])
-    check_kept(record, among=4)
+    check_kept(record, among=5)  # with none, all three that find something, and each of these left out
 
 
 def test_one_whose_weights_overflow_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
@@ -75,7 +75,7 @@ def test_one_whose_weights_overflow_is_left_out(caplog: pytest.LogCaptureFixture
     (record,) = records
     assert (record.replays, record.fallbacks) == (2, [])
     assert "its results differ" in caplog.text
-    assert record.rewritten == {(): ()}
+    assert "fuse_convolutions" not in record.rewritten[()]
 
 
 @pytest.mark.parametrize("name", ["googlenet", "deepfm", "moe_decode"])

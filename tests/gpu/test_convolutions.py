@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_backend.report.record import collect
+from tests.rewrites import only
 
 CONVOLUTIONS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "plain": (nn.Conv2d, {"kernel_size": 3}),
@@ -65,7 +66,7 @@ def test_outputs_are_planned_and_written_over() -> None:
     model = model.to("cuda", torch.float16).eval()
     x = torch.randn(1, 64, 32, 32, device="cuda", dtype=torch.float16)
     with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", fullgraph=True, options={"remember": False})
+        call = torch.compile(model, backend="opara", fullgraph=True, options=only(remember=False))
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x), rtol=5e-3, atol=5e-3)
     (record,) = records

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.report import batches, gaps, markdown, memory, options, policies, searches
+from bench.report import batches, gaps, lowerings, markdown, memory, options, policies, searches
 from bench.samples import ABOUT, Results, Row, Samples
 
 ABOUT_TEST = {**dict.fromkeys(ABOUT, "x"), "commit": "abc1234"}
@@ -100,3 +100,29 @@ def test_what_a_search_takes_is_the_median_and_the_most_of_all_processes() -> No
     text = searches(results(searched(0, 0.5), searched(1, 0.9), searched(2, 0.6)))
     assert "| 0.60 | 0.90 | 0.10 |" in text
     assert "tiny" not in searches(results(searched(0, None))), "nothing was searched for"
+
+
+def test_rewrites_alone_and_together_over_none_within_a_process() -> None:
+    def raced(ms: dict[str, float], **more: Any) -> Row:
+        timed = tuple((tuple(names.split()), taken * 1e-3) for names, taken in ms.items())
+        return row("opara:try_rewrites=True", 1.0, lowerings=timed, **more)
+
+    text = lowerings(
+        results(
+            raced({"": 2.0, "fuse join": 0.5, "join": 3.0, "fuse": 1.0}),
+            raced({"": 8.0, "fuse join": 6.0, "join": 4.0}, process=1),  # another clock, and one was left out
+            raced({"": 1.0, "join": 0.9}, model="one"),
+            raced({"": 1.0, "fuse": 0.8, "join": 0.9}, model="apart"),
+            raced({"": 1.0, "unfold": 0.1}, model="large", batch=8),
+            raced({"unfold": 1.0, "unfold fuse": 0.1}, model="asked"),
+            raced({"": 1.0, "unfold": 0.1}, model="wrong", samples=None, problem="wrong: error 1 against eager"),
+            row("opara", 1.0, model="plain"),
+        )
+    )
+    head, _, *lines = text.split("\n\n")[0].splitlines()
+    assert head == "| model, batch 1 | without, us a replay | `fuse` | `join` | all together |"
+    assert len(lines) == 3
+    assert cells(text, "tiny float16") == ["5000", "0.50x", "1.00x", "0.50x"]
+    assert cells(text, "one float16") == ["1000", "", "0.90x", "0.90x"]
+    assert cells(text, "apart float16") == ["1000", "0.80x", "0.90x", ""], "nobody timed both"
+    assert "commit abc1234, 1 to 2 processes a case" in text
