@@ -72,7 +72,8 @@ def test_outputs_are_planned_and_written_over() -> None:
     (record,) = records
     ((plan, captured),) = record.plans.values()
     assert captured
-    written = {n for k in record.graph.kernels if "convolution" in k.call for n in k.writes}
+    kernels = [k for k in record.graph.kernels if "convolution" in k.call and k.kind != "triton"]
+    written = {n for k in kernels for n in k.writes}
     assert len(written) == 12
     assert written <= {buffer.name for buffer in record.graph.buffers if buffer.planned}
     assert plan.memory.requested_bytes > 4 * plan.memory.arena_bytes
