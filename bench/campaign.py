@@ -40,9 +40,11 @@ from bench.turns import in_turns
 from opara_backend.commands.console import positive
 
 PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_large", "bert_base", "t5_small")
-# The last: what reduce-overhead runs, as this backend's candidate on one stream; outputs are lent, as there.
+# One stream, kernels in Inductor's order; outputs are lent, as reduce-overhead lends them. PLAIN_IN_A_ROW: without
+# rewrites, which is what that runs.
 IN_A_ROW = "opara:sequential,launch_order=program,copy_outputs=False"
-STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW)
+PLAIN_IN_A_ROW = "opara:sequential,plain,launch_order=program,copy_outputs=False"
+STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW, PLAIN_IN_A_ROW)
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")
 WITHOUT_GPU = ("inductor", "eager", "opara", "opara:paper", "opara:paper-unfused")

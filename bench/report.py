@@ -106,25 +106,31 @@ def memory(results: Results) -> str:
 def policies(results: Results) -> str:
     """How many times as fast the schedule that was chosen is as those of other policies, on the same kernels, batch 1.
 
-    And the same kernels on one stream beside stock's, which runs them so.
+    And stock's kernels on one stream beside stock, which runs them so; empty where that was not measured.
     """
     others = ("opara:paper", "opara:nimble", "opara:wavefront")
-    lines = _head("model, batch 1", *(f"over `{other}`" for other in others), "over one stream", f"that over {STOCK}")
+    head = ("over one stream", f"one stream over {STOCK}, its kernels")
+    lines = _head("model, batch 1", *(f"over `{other}`" for other in others), *head)
     found: list[list[float]] = [[] for _ in range(5)]
     processes = set()
+    in_a_row = [r.backend for r in results.rows if r.backend.startswith("opara:sequential")]
+    rewritten, plain = (next((b for b in in_a_row if ("plain" in b) is wanted), "") for wanted in (False, True))
     for case, stock, mine in results.both():
-        in_a_row = next((r.backend for r in results.rows if r.backend.startswith("opara:sequential")), "")
-        rows = [results.of(case, name) for name in (*others, in_a_row)]
+        rows = [results.of(case, name) for name in (*others, rewritten)]
         if case[2] != 1 or not all(rows):
             continue
         processes.add(len(mine))
         ratios = [median(other, "gpu") / median(mine, "gpu") for other in rows]
-        ratios.append(median(stock, "gpu") / median(rows[-1], "gpu"))
-        for column, ratio in zip(found, ratios, strict=True):
+        alone = results.of(case, plain) or (rows[-1] if not any(row.rewrites for row in rows[-1]) else ())
+        if alone:
+            ratios.append(median(stock, "gpu") / median(alone, "gpu"))
+        for column, ratio in zip(found, ratios, strict=False):
             column.append(ratio)
-        lines.append(_line(f"{case[0]} {case[1]}", *(f"{ratio:.2f}x" for ratio in ratios)))
+        cells = [f"{ratio:.2f}x" for ratio in ratios]
+        lines.append(_line(f"{case[0]} {case[1]}", *cells, *[""] * (5 - len(cells))))
     if processes:
-        lines.append(_line("geometric mean", *(f"**{geometric_mean(column):.2f}x**" for column in found)))
+        means = (f"**{geometric_mean(column):.2f}x**" if column else "" for column in found)
+        lines.append(_line("geometric mean", *means))
     return "\n".join([*lines, "", _origin(results, processes)])
 
 

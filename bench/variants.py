@@ -11,10 +11,11 @@ Errors: ValueError naming what was given and what is accepted.
 | opara | this backend, the fastest of several schedules |
 | opara:POLICY | this backend, one stream allocation policy |
 | opara:paper | Algorithms 1 and 2 unchanged, on as many streams as Algorithm 1 opens (128 at most) |
+| opara:plain | this backend without rewrites of the graph, on stock Inductor's kernels |
 | opara:POLICY-unfused, opara:unfused | the same on ATen's kernels: Inductor's mode "lite" generates none |
 
-After a colon stand parts with commas between: a policy, or KEY=VALUE for any option (`opara:paper,candidates=28`,
-`reduce-overhead:freezing=True`).
+After a colon stand parts with commas between: a policy, `plain`, or KEY=VALUE for any option
+(`opara:paper,candidates=28`, `reduce-overhead:freezing=True`).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from opara_backend.scheduling.policies import policy_names
 
 STOCK_MODES = {"inductor": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["streams"].high)}
-UNFUSED = "unfused"
+UNFUSED, PLAIN = "unfused", "plain"
 TRIED = "try_rewrites"  # and each of the rewrites that it tries
 READ_WHILE_TRACING = ("freezing",)  # Dynamo asks Inductor's configuration for them, not `options`
 
@@ -106,6 +107,9 @@ def variant(name: str) -> Variant:
         if equals:
             options[key] = _typed(value)
             continue
+        if key == PLAIN:
+            options.update(dict.fromkeys(REWRITES, False))
+            continue
         policy = key.removesuffix(UNFUSED).removesuffix("-")
         unfused = unfused or key.endswith(UNFUSED)
         if policy == "paper":
@@ -121,12 +125,16 @@ def variant(name: str) -> Variant:
 def accepted() -> tuple[str, ...]:
     """Every name without options that `variant` takes, each policy on fused and unfused kernels."""
     policies = [f"opara:{policy}{suffix}" for suffix in ("", f"-{UNFUSED}") for policy in ("paper", *policy_names())]
-    return ("eager", "cudagraph", *STOCK_MODES, "opara", *policies)
+    return ("eager", "cudagraph", *STOCK_MODES, "opara", f"opara:{PLAIN}", *policies)
 
 
 def unfused_options(unfused: bool = True) -> dict[str, Any]:
-    """Inductor's options that keep every operator ATen's own: its mode "lite", seen in 2.11 and 2.13."""
-    return mode_options("lite" if unfused else None)
+    """Options that keep every operator ATen's own: Inductor's mode "lite", seen in 2.11 and 2.13, and no rewrites.
+
+    That mode keeps results that nobody reads, and would check the sizes of those that an operator has not made: of
+    attention in float16, the sums that only training needs.
+    """
+    return {**mode_options("lite"), "size_asserts": False, **dict.fromkeys(REWRITES, False)} if unfused else {}
 
 
 def mode_options(mode: str | None) -> dict[str, Any]:

@@ -104,6 +104,7 @@ __all__ = [
     "compiled_with",
     "counters",
     "current_compile_id",
+    "current_stream_key",
     "extern_call",
     "forbid_access",
     "forget_compiled",
@@ -369,6 +370,15 @@ def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int
     if native is not None:
         return bool(native(tensors, addresses, positions))
     return all(tensors[p].data_ptr() == addresses[p] for p in positions)
+
+
+def current_stream_key(index: int) -> Any:
+    """What tells the current stream of CUDA device `index` from its others; None where torch does not say.
+
+    Seen 2.11, 2.13, 2.14, in builds with CUDA. Without it every call makes an object of the stream, to compare it.
+    """
+    native: Any = getattr(torch._C, "_cuda_getCurrentStream", None)
+    return None if native is None else native(index)
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:

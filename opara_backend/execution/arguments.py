@@ -50,9 +50,23 @@ Copy = Callable[[list[torch.Tensor], list[torch.Tensor]], Any]
 
 
 def copier(tensors: Sequence[torch.Tensor]) -> Copy:
-    """What copies lists of tensors like these, targets first, in as few launches as their types allow."""
-    grouped: Copy = torch._foreach_copy_
-    return grouped if all(t.dtype in _GROUPED for t in tensors) else _copy_each
+    """What copies lists of tensors like these, targets first, in a launch a type where there is one for many tensors.
+
+    Of a list of several types torch copies each tensor by itself.
+    """
+    alike: dict[torch.dtype | None, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        alike.setdefault(tensor.dtype if tensor.dtype in _GROUPED else None, []).append(place)
+    together: Copy = torch._foreach_copy_
+    groups = [(_copy_each if dtype is None else together, places) for dtype, places in alike.items()]
+    if len(groups) == 1:
+        return groups[0][0]
+
+    def copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+        for one, places in groups:
+            one([targets[place] for place in places], [sources[place] for place in places])
+
+    return copy
 
 
 def _copy_each(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:

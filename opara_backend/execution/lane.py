@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opara_backend import upstream
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.alternatives import Kept, capture_again, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
@@ -106,6 +107,7 @@ class CudaLane:
         self._shared = SharedMemory(self.device)  # replays of one lane never overlap, so neither need their arenas
         self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
+        self._last_key: Any = None  # of that stream
         self._never = self._why_never()
         self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
@@ -154,10 +156,13 @@ class CudaLane:
 
     def _follow_last_call(self) -> torch.cuda.Stream:
         """Order this call behind the last one: they share static inputs, an arena and the program's state."""
+        key = upstream.current_stream_key(self.device.index)
+        if self._last_stream is not None and key is not None and key == self._last_key:
+            return self._last_stream
         stream = torch.cuda.current_stream(self.device)
         if self._last_stream is not None and self._last_stream != stream:
             stream.wait_stream(self._last_stream)
-        self._last_stream = stream
+        self._last_stream, self._last_key = stream, key
         return stream
 
     def _replayed(self, key: Key, args: list[Any], stream: torch.cuda.Stream) -> tuple[Any, ...] | None:

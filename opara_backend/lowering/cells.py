@@ -19,6 +19,9 @@ from opara_backend.lowering import gemv
 from opara_backend.lowering.columns import ColumnWriter, erase_unread
 from opara_backend.lowering.rewriting import arguments
 
+MANY = 64
+"""Cells of a graph up to which they are opened: each takes Inductor a quarter of a second to fuse."""
+
 
 def open_cells(graph: Graph) -> int:
     """Write out every cell that reads the product of one row, its hidden state; how many there were."""
@@ -28,8 +31,9 @@ def open_cells(graph: Graph) -> int:
         aten._thnn_fused_gru_cell.default: (1, _gru),
     }
     found = 0
-    for node in [*graph.nodes]:
-        if node.target not in written or arguments(node)[1].target is not gemv.operator():
+    cells = [node for node in graph.nodes if node.target in written]
+    for node in cells if len(cells) <= MANY else []:
+        if arguments(node)[1].target is not gemv.operator():
             continue
         results, write = written[node.target]
         read: dict[Node, Any] = {user: user.args[1] for user in node.users if user.target is operator.getitem}

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule, Node
 
 from opara_backend import upstream
-from opara_backend.lowering import gemv
+from opara_backend.lowering import cells, gemv
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 from opara_backend.report.record import GraphRecord, collect
@@ -88,6 +88,15 @@ def test_a_step_computes_what_the_cell_does(kind: str, bias: bool) -> None:
     assert step.opened(*range(len(expected))) == 1
     for result, wanted in zip(step.run(), expected, strict=True):
         torch.testing.assert_close(result, wanted)
+
+
+def test_of_many_cells_none_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fusing what they are opened to takes Inductor long."""
+    monkeypatch.setattr(cells, "MANY", 0)
+    step = Step(nn.LSTMCell(4, WIDTH))
+    assert step.opened(0) == 0
+    assert count(step.graph, aten._thnn_fused_lstm_cell.default) == 1
+    assert count(step.graph, gemv.operator()) == 2, "its products are reductions all the same"
 
 
 def test_gates_are_summed_apart_and_nothing_twice() -> None:

@@ -10,7 +10,16 @@ import pytest
 
 from bench import campaign, models, precompile
 from bench.__main__ import main
-from bench.campaign import MOST_PREPARING, PAPER_MODELS, backends_of, missing, plan, preparing, visible_gpus
+from bench.campaign import (
+    MOST_PREPARING,
+    PAPER_MODELS,
+    PLAIN_IN_A_ROW,
+    backends_of,
+    missing,
+    plan,
+    preparing,
+    visible_gpus,
+)
 from bench.kept import Kept
 from bench.precompile import MOST_THREADS, compile_order, compiled, program, programs, surroundings, threads
 from bench.run import Job
@@ -44,6 +53,7 @@ def test_policies_of_the_same_kernels_are_compiled_once() -> None:
     assert [job.backends for job in made] == [
         ("reduce-overhead",),
         ("opara:sequential",),
+        (PLAIN_IN_A_ROW,),
         ("opara:sequential-unfused",),
     ]
 
@@ -67,7 +77,7 @@ def test_the_largest_programs_come_first_and_with_more_threads() -> None:
 def test_a_case_is_measured_once_all_its_programs_are_there() -> None:
     job = plan(("googlenet",), ("float16",), (1,), 1, 1)[0]
     needed = [program(own) for own in programs([job])]
-    assert len(needed) == 3
+    assert len(needed) == 4
     assert compiled(job, set(needed))
     assert not any(compiled(job, set(needed) - {one}) for one in needed)
 

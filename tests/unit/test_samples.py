@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["schema"] == 2
 
 
-@pytest.mark.parametrize("name", ["h200", "h200-batches"])
+@pytest.mark.parametrize("name", ["h200", "h200-unrewritten", "h200-batches"])
 def test_committed_files_are_read(name: str) -> None:
     results = load(documents.RESULTS / f"{name}.json")
     assert 0 in {r.process for r in results.rows}

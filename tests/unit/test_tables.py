@@ -53,12 +53,18 @@ def test_what_was_not_reported_is_in_no_table() -> None:
 
 
 def test_other_policies_and_one_stream() -> None:
-    others = {"paper": 1.5, "nimble": 1.25, "wavefront": 3.0, "sequential,copy_outputs=False": 1.6}
+    alone = {"sequential,copy_outputs=False": 1.6, "sequential,plain,copy_outputs=False": 1.6}
+    others = {"paper": 1.5, "nimble": 1.25, "wavefront": 3.0, **alone}
     text = policies(results(*PAIR, *(row(f"opara:{name}", ms) for name, ms in others.items())))
     expected = ["1.50x", "1.25x", "3.00x", "1.60x", "1.25x"]
     assert cells(text, "tiny float16") == expected
     assert cells(text, "geometric mean") == [f"**{ratio}**" for ratio in expected]
     assert "tiny" not in policies(results(*PAIR))
+    several = {name: ms for name, ms in others.items() if "plain" not in name}
+    for rewrites, last in (((), ["1.25x"]), (("fuse_gemv",), [""])):
+        rows = [row(f"opara:{name}", ms, rewrites=rewrites) for name, ms in several.items()]
+        text = policies(results(*PAIR, *rows))
+        assert cells(text, "tiny float16") == [*expected[:4], *last], "on one stream, and on stock's kernels"
 
 
 def test_parts_of_the_gap_add_up_to_the_whole() -> None:

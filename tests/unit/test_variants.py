@@ -7,6 +7,7 @@ import pytest
 from bench.about import command, environment
 from bench.samples import ABOUT
 from bench.variants import PAPER, accepted, unfused_options, variant
+from opara_backend.options import REWRITES
 
 
 @pytest.mark.parametrize("name", accepted())
@@ -67,9 +68,19 @@ def test_a_wrong_name_is_told_at_once(name: str, said: str) -> None:
         variant(name)
 
 
-def test_unfused_is_inductors_own_mode() -> None:
+def test_rewrites_make_other_kernels() -> None:
+    plain, sequential = variant("opara:plain"), variant("opara:sequential,plain,streams=2")
+    assert plain.options == dict.fromkeys(REWRITES, False)
+    assert sequential.options == {**plain.options, "policy": "sequential", "streams": 2}
+    assert plain.kernels == sequential.kernels
+    kernels = {variant(name).kernels for name in ("opara", "opara:plain", "opara:fuse_gemv=False")}
+    assert len(kernels | {variant("opara:try_rewrites=True").kernels}) == 4
+
+
+def test_unfused_is_inductors_own_mode_without_rewrites() -> None:
     assert unfused_options(False) == {}
     assert unfused_options()["fallback_by_default"] is True
+    assert not any(unfused_options()[name] for name in REWRITES)
 
 
 def test_the_command_names_no_place() -> None:
