@@ -320,3 +320,24 @@ def test_a_graph_is_left_alone_in_a_process_that_was_forked(monkeypatch: pytest.
     monkeypatch.undo()
     captured.__del__()
     assert graph.resets == 1
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["streams are told by number", "or not at all"])
+def test_a_call_follows_the_last_one_on_whatever_stream(monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    """And looks for the stream only where it may be another."""
+    here, looked, waited = a_lane(), list[int](), list[tuple[int, int]]()
+    streams = [SimpleNamespace(number=number) for number in range(2)]
+    for stream in streams:
+        stream.wait_stream = lambda other, own=stream: waited.append((own.number, other.number))
+    current = 0
+
+    def look(device: torch.device) -> Any:
+        looked.append(current)
+        return streams[current]
+
+    monkeypatch.setattr(torch.cuda, "current_stream", look)
+    monkeypatch.setattr(upstream, "current_stream_key", lambda index: (current, index, 1) if told else None)
+    for current in (0, 0, 1, 1, 0):
+        assert here._follow_last_call() is streams[current]
+    assert waited == [(1, 0), (0, 1)]
+    assert looked == ([0, 1, 0] if told else [0, 0, 1, 1, 0])
