@@ -1,0 +1,94 @@
+"""What graphs become on CUDA, seen without a GPU: each line of Inductor's is understood, rewrites leave fewer calls.
+
+Of the benchmark's models those that a build of torch for the CPU can trace for CUDA: none that writes to its inputs,
+and not the BiLSTM, whose cells are one operator on CUDA alone.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from bench import models
+from bench.models.encoder import Block
+from bench.models.inception import Branches, Conv
+from tests.lowered_for_cuda import Lowered, lowered
+from tests.rewrites import only
+
+MODELS = ("bert_base", "deepfm", "dlrm", "googlenet", "resnet50", "squeezenet", "two_tower")
+
+
+@functools.cache
+def of_model(name: str, plain: bool) -> Lowered:
+    """A reduced model at batch 1 in float16, with the rewrites that are on by default, or none."""
+    entry = models.get(name).reduced()
+    inputs = (x.half() if x.is_floating_point() else x for x in entry.inputs(1))
+    return lowered(entry.build().half().eval(), *inputs, **(only() if plain else {}))
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "rewritten"])
+@pytest.mark.parametrize("name", MODELS)
+def test_every_line_is_understood(name: str, plain: bool) -> None:
+    found = of_model(name, plain)
+    found.graph.verify()
+    assert found.graph.device == "cuda:0"
+    assert len(found.graph.segments) == 1, "the host decides nothing in between"
+    assert not any(kernel.host for kernel in found.graph.kernels)
+    kinds = {kernel.kind for kernel in found.graph.kernels}
+    assert kinds <= {"triton", "extern"}
+    assert "triton" in kinds
+    assert found.text.count(".run(") == len(found.calls("triton")), "each launch is a kernel"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rewrites_leave_fewer_calls_of_libraries_or_kernels(name: str) -> None:
+    """Where weights are folded there may be more kernels, which wait for nothing."""
+    plain, rewritten = of_model(name, True), of_model(name, False)
+    calls = [len(found.calls("extern")) for found in (rewritten, plain)]
+    kernels = [len(found.graph) for found in (rewritten, plain)]
+    assert calls[0] <= calls[1]
+    assert calls[0] < calls[1] or kernels[0] < kernels[1]
+
+
+@pytest.mark.parametrize(("name", "calls"), [("deepfm", 0), ("two_tower", 0), ("dlrm", 1)])
+def test_recommenders_need_no_library_at_batch_1(name: str, calls: int) -> None:
+    """But for the products of all pairs in a DLRM."""
+    assert len(of_model(name, True).calls("extern")) > 4
+    assert len(of_model(name, False).calls("extern")) == calls
+
+
+def products(found: Lowered) -> int:
+    return sum(call.rpartition(".")[2] in ("mm", "addmm") for call in found.calls("extern"))
+
+
+def test_query_key_and_value_are_one_product() -> None:
+    block, x = Block(256, 4, pre_norm=False, eps=1e-6).half().eval(), torch.randn(1, 128, 256).half()
+    assert products(lowered(block, x, **only())) == 6
+    assert products(lowered(block, x)) == 4
+
+
+def test_convolutions_are_fused_or_merged_but_none_is_computed_twice() -> None:
+    branches = Branches(Conv(32, 16, 1), nn.Sequential(Conv(32, 24, 1), Conv(24, 32, 3)), nn.Sequential(Conv(32, 8, 1)))
+    model = nn.Sequential(Conv(3, 32, 3), branches, nn.Conv2d(56, 8, 1)).half().eval()
+    x = torch.randn(2, 3, 40, 40).half()
+
+    def convolutions(**options: bool) -> tuple[int, int, int]:
+        """How many calls there are, how many of them are fused, and the operations of all."""
+        kernels = lowered(model, x, **options).graph.kernels
+        found = [k for k in kernels if k.kind == "extern" and "convolution" in k.call]
+        return len(found), sum("convolution_relu" in k.call for k in found), sum(k.flops or 0 for k in found)
+
+    count, fused, needed = convolutions(**only())
+    assert (count, fused) == (6, 0)
+    assert needed > 0
+    for rewrites, expected in (
+        (("merge_convolutions",), (4, 0)),
+        (("fuse_convolutions",), (6, 2)),  # ReLUs that end in the concatenation stay apart
+        (("fuse_convolutions", "merge_convolutions"), (5, 2)),
+    ):
+        count, fused, operations = convolutions(**only(*rewrites))
+        assert (count, fused) == expected
+        assert operations <= 1.03 * needed, "of one, 7 per cent"
