@@ -44,7 +44,7 @@ PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_large", "bert_bas
 # rewrites, which is what that runs.
 IN_A_ROW = "opara:sequential,launch_order=program,copy_outputs=False"
 PLAIN_IN_A_ROW = "opara:sequential,plain,launch_order=program,copy_outputs=False"
-STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW, PLAIN_IN_A_ROW)
+STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW)
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")
 WITHOUT_GPU = ("inductor", "eager", "opara", "opara:paper", "opara:paper-unfused")
@@ -57,7 +57,8 @@ def backends_of(model: str, batch: int, on_gpu: bool) -> tuple[str, ...]:
         return WITHOUT_GPU
     papers = model in PAPER_MODELS and (batch == 1 or model == "inception_v3")
     order = ORDER_ALONE if model == "googlenet" and batch == 1 else ()
-    return (*STANDARD, *(PAPERS_OWN if papers else ()), *order)
+    plain = (PLAIN_IN_A_ROW,) if batch <= 8 else ()
+    return (*STANDARD, *plain, *(PAPERS_OWN if papers else ()), *order)
 
 
 def plan(

@@ -84,18 +84,9 @@ def facts(records: Sequence[GraphRecord]) -> Facts:
         kinds=dict(Counter(k.kind for plan, _ in plans for k in plan.graph.kernels)),
         search_seconds=sum(s.profile + s.schedule + s.plan + s.capture + s.search for s in searched) or None,
         profile_seconds=sum(s.profile for s in searched) or None,
-        rewrites=tuple(dict.fromkeys(name for key, record in _shapes(records) for name in _rewrites(record, key))),
+        rewrites=tuple(dict.fromkeys(name for r in records for key in r.plans for name in r.rewrites_of(key))),
         lowerings=tuple((t.rewrites, t.seconds) for r in records for timed in r.lowerings.values() for t in timed),
     )
-
-
-def _shapes(records: Sequence[GraphRecord]) -> list[tuple[tuple[Any, ...], GraphRecord]]:
-    return [(key, record) for record in records for key in record.plans]
-
-
-def _rewrites(record: GraphRecord, shape: tuple[Any, ...]) -> tuple[str, ...]:
-    """Those in the kernels that `shape` runs by."""
-    return record.rewritten.get(shape, record.rewrites)
 
 
 def stock_reasons(counters: Any) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Measure one case, one model at one dtype and batch, under several backends interleaved in this process.
 
 Takes: a `Job`. Gives: one `samples.Row` per backend, whose samples are left out where the outputs do not agree with
-eager or something failed: then the row says why. Must not change: the models.
+eager, nor come as close to double precision, or something failed: then the row says why. Must not change: the models.
 """
 
 from __future__ import annotations

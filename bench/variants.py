@@ -33,6 +33,7 @@ from opara_backend.scheduling.policies import policy_names
 STOCK_MODES = {"inductor": None, "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["streams"].high)}
 UNFUSED, PLAIN = "unfused", "plain"
+NO_REWRITES: dict[str, Any] = dict.fromkeys(REWRITES, False)
 TRIED = "try_rewrites"  # and each of the rewrites that it tries
 READ_WHILE_TRACING = ("freezing",)  # Dynamo asks Inductor's configuration for them, not `options`
 
@@ -108,7 +109,7 @@ def variant(name: str) -> Variant:
             options[key] = _typed(value)
             continue
         if key == PLAIN:
-            options.update(dict.fromkeys(REWRITES, False))
+            options.update(NO_REWRITES)
             continue
         policy = key.removesuffix(UNFUSED).removesuffix("-")
         unfused = unfused or key.endswith(UNFUSED)
@@ -134,7 +135,7 @@ def unfused_options(unfused: bool = True) -> dict[str, Any]:
     That mode keeps results that nobody reads, and would check the sizes of those that an operator has not made: of
     attention in float16, the sums that only training needs.
     """
-    return {**mode_options("lite"), "size_asserts": False, **dict.fromkeys(REWRITES, False)} if unfused else {}
+    return {**mode_options("lite"), "size_asserts": False, **NO_REWRITES} if unfused else {}
 
 
 def mode_options(mode: str | None) -> dict[str, Any]:

@@ -46,9 +46,9 @@ class Lowered:
     graph: KernelGraph
     text: str
 
-    def calls(self, kind: str = "") -> list[str]:
-        """What its kernels call; of one kind, if that is named."""
-        return [kernel.call for kernel in self.graph.kernels if kind in ("", kernel.kind)]
+    def calls(self, kind: str) -> list[str]:
+        """What its kernels of one kind call."""
+        return [kernel.call for kernel in self.graph.kernels if kernel.kind == kind]
 
 
 class _Written(BaseException):

@@ -53,7 +53,7 @@ def by_lowering(record: GraphRecord) -> dict[tuple[str, ...], list[Key]]:
     """The shapes that are planned, by the rewrites in what they run by."""
     found: dict[tuple[str, ...], list[Key]] = {}
     for key in record.plans:
-        found.setdefault(record.rewritten.get(key, record.rewrites), []).append(key)
+        found.setdefault(record.rewrites_of(key), []).append(key)
     return found
 
 

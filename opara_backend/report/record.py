@@ -90,6 +90,10 @@ class GraphRecord:
         calls = self.replays + self.other_calls
         return self.replays / calls if calls else 0.0
 
+    def rewrites_of(self, key: tuple[Any, ...]) -> tuple[str, ...]:
+        """The rewrites in what shape `key` runs by."""
+        return self.rewritten.get(key, self.rewrites)
+
     def spent(self, **seconds: float) -> None:
         """Add to the named stages."""
         self.stages = replace(self.stages, **{k: getattr(self.stages, k) + v for k, v in seconds.items()})

@@ -77,15 +77,25 @@ def test_tracing_once_more_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> Non
     assert times == [True]
 
 
-def test_a_number_that_dynamo_makes_a_tensor_compiles_once() -> None:
-    """Dynamo restarts through the backend when it turns out that a Python float must be a constant."""
-    model = nn.Linear(16, 8)
+def test_a_number_that_must_be_a_constant_is_compiled_once_more_and_not_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo made it a tensor, and restarts through the backend."""
+    model, compile_fx = nn.Linear(16, 8), upstream.compile_fx
+    restarts: list[bool] = []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compile_fx(*args, **kwargs)
+        except upstream.RestartAnalysis:
+            restarts.append(True)
+            raise
 
     def scaled(x: Tensor, factor: float) -> Tensor:
-        return model(x) * factor + int(factor > 0.25)
+        return torch.full((2,), factor).sum() * model(x)
 
-    call = torch.compile(scaled, backend="opara")
+    monkeypatch.setattr(upstream, "compile_fx", watched)
+    call = torch.compile(scaled, backend="opara", dynamic=True)
     for factor in (0.5, 0.75, 1.25):
         x = torch.randn(1, 16)
         torch.testing.assert_close(call(x, factor), scaled(x, factor))
+    assert restarts == [True]
     assert "rewrite_failed" not in COUNTERS["opara"]
