@@ -63,13 +63,14 @@ def test_arguments(name: str, layout: torch.memory_format, dtype: torch.dtype) -
 def test_outputs_are_planned_and_written_over() -> None:
     """Nothing is left for a convolution to allocate, so a chain of them needs memory for a few outputs, not for all.
 
-    On one stream: with several, weights are laid out for cuDNN side by side, before they are needed.
+    On one stream in program order: elsewhere weights may all be laid out for cuDNN before they are needed.
     """
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.ReLU()) for _ in range(12)))
     model = model.to("cuda", torch.float16).eval()
     x = torch.randn(1, 64, 32, 32, device="cuda", dtype=torch.float16)
     with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", fullgraph=True, options=only(policy="sequential", remember=False))
+        options = only(policy="sequential", launch_order="program", remember=False)
+        call = torch.compile(model, backend="opara", fullgraph=True, options=options)
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x), rtol=5e-3, atol=5e-3)
     (record,) = records
