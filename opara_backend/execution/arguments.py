@@ -113,6 +113,11 @@ class StaticArguments:
         """True if a static argument's memory has been freed: whatever lies there now is another tensor."""
         return any(memory.expired() for memory in self._memory)
 
+    def static_bytes(self) -> int:
+        """Bytes of the static arguments' memory, each piece once."""
+        storages = {v.untyped_storage()._cdata: v.untyped_storage() for v in (self.values[p] for p in self._static)}
+        return sum(storage.nbytes() for storage in storages.values())
+
     def let_go(self) -> None:
         """Keep static arguments alive no longer: capture is over, and only their addresses count."""
         for position in self._static:

@@ -39,6 +39,10 @@ log = logging.getLogger(__name__)
 Tried = list[tuple[Schedule, float]]
 
 HELD_TWICE = 16 << 20  # bytes of arena; capturing a schedule again costs less than holding more than so much twice
+STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
+# Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
+# tenth of that one and of what the graph reads where it lies (weights, mostly) as well.
+MORE_ARENA = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -117,10 +121,26 @@ def _tried(
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near)
     with record.stage("plan"):
-        plans = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
+        planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
+    plans = affordable(planned, arguments.static_bytes())
     seconds = _race(runtime, plans, chain, chained, arguments, memory) if len(plans) > 1 else [0.0]
     chained.reset()
     return plans, seconds
+
+
+def affordable(plans: Sequence[Plan], static_bytes: int) -> list[Plan]:
+    """Those of `plans`, one stream first, that do not buy speed with much memory.
+
+    static_bytes: of arguments read where they lie. Weights that are laid out, scaled or merged at every call may all be
+    so at its beginning. That takes an arena as large as themselves, which the search would hold, and is hardly ever
+    fastest.
+    """
+    least = plans[0].memory.arena_bytes
+    limit = least + max(MORE_ARENA, (static_bytes + least) // 10)
+    dear = [plan for plan in plans if plan.memory.arena_bytes > limit]
+    for plan in dear:
+        log.info("not tried: schedule %s in an arena of %d bytes", plan.schedule.policy, plan.memory.arena_bytes)
+    return [plan for plan in plans if plan not in dear]
 
 
 def _race(
@@ -163,9 +183,14 @@ def capture_plan(
 
 @contextlib.contextmanager
 def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
-    """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers."""
+    """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers.
+
+    A cache of keys and values may be most of what the device holds: large state is kept on the host, which takes
+    milliseconds for each 100 MiB and no memory of the device.
+    """
     device = torch.device(graph.device)
-    copies = [t.clone() for t in tensors]
+    large = sum(t.numel() * t.itemsize for t in tensors) > STATE_ON_DEVICE
+    copies = [t.to("cpu", copy=True) if large else t.clone() for t in tensors]
     state = torch.cuda.get_rng_state(device) if any(RANDOM_STATE in k.writes for k in graph.kernels) else None
     try:
         yield

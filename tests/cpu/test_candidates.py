@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from opara_backend.execution import candidates, winners
-from opara_backend.execution.candidates import HELD_TWICE, Memory, capture_best
+from opara_backend.execution.candidates import HELD_TWICE, MORE_ARENA, Memory, capture_best, state_kept
 from opara_backend.execution.host import Plan
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime
@@ -96,9 +97,13 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return world
 
 
+STATIC_BYTES = 1 << 30
+ARGUMENTS: Any = SimpleNamespace(static_bytes=lambda: STATIC_BYTES)
+
+
 def search(shape: object = (), **options: Any) -> tuple[Runtime, Plan, Captured, list[tuple[Schedule, float]]]:
     runtime = Runtime(Program(lambda *_: iter(()), FORK.to_json()), FORK, Options(**options))
-    plan, captured, tried = capture_best(runtime, FORK, None, Memory(LANES, Piece), shape)  # type: ignore[arg-type]
+    plan, captured, tried = capture_best(runtime, FORK, ARGUMENTS, Memory(LANES, Piece), shape)  # type: ignore[arg-type]
     return runtime, plan, captured, tried  # type: ignore[return-value]
 
 
@@ -161,6 +166,65 @@ def test_but_not_if_that_would_hold_a_large_arena_twice(
     profiled = world.made[1]
     assert (profiled not in world.raced) == again
     assert profiled.arena.nbytes == (0 if again else held)
+
+
+@pytest.mark.parametrize(
+    ("one", "static", "most"),
+    [
+        (1, 0, 1 + MORE_ARENA),
+        (10, 9 * MORE_ARENA, 10 + MORE_ARENA),
+        (10 * MORE_ARENA, 10 * MORE_ARENA, 12 * MORE_ARENA),
+    ],
+)
+def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
+    world: World, monkeypatch: pytest.MonkeyPatch, one: int, static: int, most: int
+) -> None:
+    """Bytes of arena: on one stream `one`, on three `most`, on more one above. Weights take `static`."""
+    plan = Runtime.plan
+
+    def sized(self: Runtime, graph: KernelGraph, profile: Profile, schedule: Schedule, *, captured: bool) -> Plan:
+        made = plan(self, graph, profile, schedule, captured=captured)
+        needed = one if schedule.streams == 1 else most if schedule.streams < 4 else most + 1
+        return replace(made, memory=replace(made.memory, arena_bytes=needed))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+    monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static)
+    _, _, _, tried = search()
+    assert {schedule.streams for schedule, _ in tried} == {1, 3}
+    monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static + 20 * MORE_ARENA)
+    _, _, _, tried = search("another shape")
+    assert {schedule.streams for schedule, _ in tried} > {1, 3}
+
+
+def test_kernels_of_libraries_are_launched_on_as_few_streams_as_can_be() -> None:
+    """A chain of products, each behind a kernel of its own that waits for nothing: whatever streams a policy gives."""
+    graph = replace(graph_with_edges(8, [(0, 4), (1, 5), (4, 5), (2, 6), (5, 6), (3, 7), (6, 7)]), device="cuda:0")
+    products = {4, 5, 6, 7}
+    kernels = (replace(k, kind="extern") if i in products else k for i, k in enumerate(graph.kernels))
+    graph = replace(graph, kernels=tuple(kernels))
+    profile = Profile(tuple(kernel(5e-6, 20) for _ in graph.kernels), GPU)
+    for options in (Options(), Options(policy="nimble"), Options(policy="opara", streams=128)):
+        runtime = Runtime(Program(lambda *_: iter(()), graph.to_json()), graph, options)
+        found = runtime.schedules(graph, profile)
+        assert max(schedule.streams for schedule in found) > 1
+        assert {schedule.stream[k] for schedule in found for k in products} == {0}
+        assert len({schedule.launches for schedule in found}) == len(found)
+
+
+@pytest.mark.parametrize("on_device", [0, 1 << 20])
+def test_state_is_put_back_wherever_it_was_kept(monkeypatch: pytest.MonkeyPatch, on_device: int) -> None:
+    monkeypatch.setattr(candidates, "STATE_ON_DEVICE", on_device)
+    state = [torch.arange(6.0).view(2, 3).t(), torch.arange(4)]
+    kept_on: list[str] = []
+    to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: (kept_on.append(str(a[0])), to(self, *a, **k))[1])
+    before = [tensor.tolist() for tensor in state]
+    with state_kept(state, FORK):
+        for tensor in state:
+            tensor.add_(1)
+        assert [tensor.tolist() for tensor in state] != before
+    assert [tensor.tolist() for tensor in state] == before
+    assert kept_on == ([] if on_device else ["cpu", "cpu"])
 
 
 def test_one_policy_by_name_is_not_raced(world: World) -> None:

@@ -1,0 +1,113 @@
+"""The same schedule with library kernels on as few streams as its happens-before allows.
+
+Takes: a Schedule and which of its kernels call libraries. Gives: a Schedule of the same launch order and happens-before
+on no more streams, those with library kernels first. Must not change: which kernels may run side by side.
+Imports no torch. Deterministic.
+
+Libraries keep memory per stream: a workspace of cuBLAS's (32 MiB on Hopper GPUs), and what cuDNN works in, which the
+allocator hands back only to the stream it came from. A captured graph knows no streams, only kernels and the edges
+between them. So a chain of products that a policy has spread over four streams may as well be launched on one.
+
+A kernel may join a stream whose last kernel happens before it. Best is one that it waits for anyway: any other makes
+one more edge of the graph, if an implied one. So streams are kept for the way with the most library kernels ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from opara_backend.scheduling.happens_before import HappensBefore
+from opara_backend.scheduling.schedule import Schedule, happens_before
+
+
+def gathered(schedule: Schedule, libraries: Collection[int]) -> Schedule:
+    """`schedule`, its kernels in `libraries` on as few streams as are found; itself if no fewer are.
+
+    O(kernels x streams x (waits + streams)).
+    """
+    calls = frozenset(libraries)
+    direct = _direct(schedule)
+    stream = _chains(schedule, direct, calls)
+    before = len({schedule.stream[kernel] for kernel in calls})
+    if max(stream, default=-1) >= schedule.streams or len({stream[kernel] for kernel in calls}) >= before:
+        stream = list(schedule.stream)
+    return _renumbered(schedule, stream, direct, calls)
+
+
+def _direct(schedule: Schedule) -> list[tuple[int, ...]]:
+    """For each kernel those it is launched behind: the one before on its stream, and those it waits for."""
+    last: dict[int, int] = {}
+    direct: list[tuple[int, ...]] = [()] * len(schedule.order)
+    for kernel in schedule.order:
+        own = schedule.stream[kernel]
+        behind = (last[own],) if own in last else ()
+        direct[kernel] = tuple(dict.fromkeys((*behind, *schedule.waits[kernel])))
+        last[own] = kernel
+    return direct
+
+
+def _heirs(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collection[int]) -> list[int]:
+    """For each kernel the one behind it from which most library kernels follow one another; -1 if there is none."""
+    ahead = [0] * len(direct)  # library kernels on the best way from here on, this one included
+    heir = [-1] * len(direct)
+    for kernel in reversed(schedule.order):
+        ahead[kernel] += kernel in calls
+        for earlier in direct[kernel]:
+            if heir[earlier] < 0 or ahead[kernel] > ahead[earlier]:  # until its own turn comes: without itself
+                ahead[earlier], heir[earlier] = ahead[kernel], kernel
+    return heir
+
+
+def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collection[int]) -> list[int]:
+    """A stream for each kernel, in launch order, such that each stream is a chain of `schedule`'s happens-before."""
+    relation = happens_before(schedule)
+    heir = _heirs(schedule, direct, calls)
+    tails: list[int] = []  # the last kernel on each stream
+    holds: list[bool] = []  # whether it has library kernels
+    stream = [0] * len(direct)
+    for kernel in schedule.order:
+        library = kernel in calls
+        open_to = [s for s, tail in enumerate(tails) if relation.ordered(tail, kernel)]
+
+        def cost(s: int, kernel: int = kernel, library: bool = library) -> tuple[int, ...]:
+            if s == len(tails):  # a new one
+                return (1, 1, 1, s) if library else (1, 0, 0, s)
+            follows, inherits = tails[s] in direct[kernel], heir[tails[s]] == kernel
+            if library:
+                return (not holds[s], not inherits, not follows, s)
+            # Others take a stream that libraries use only as the way to the next library kernel.
+            return (2 * (holds[s] and not inherits), not follows, not holds[s], s)
+
+        if len(tails) < schedule.streams or not open_to:
+            open_to.append(len(tails))
+        best = min(open_to, key=cost)
+        if best == len(tails):
+            tails.append(kernel)
+            holds.append(False)
+        stream[kernel], tails[best] = best, kernel
+        holds[best] = holds[best] or library
+    return stream
+
+
+def _renumbered(
+    schedule: Schedule, stream: Sequence[int], direct: Sequence[tuple[int, ...]], calls: Collection[int]
+) -> Schedule:
+    """The schedule on these streams, those with the most library kernels first, and the fewest waits `direct` needs."""
+    load = dict.fromkeys((stream[kernel] for kernel in schedule.order), 0)
+    for kernel in calls:
+        load[stream[kernel]] += 1
+    number = {old: new for new, old in enumerate(sorted(load, key=lambda s: -load[s]))}
+    relation = HappensBefore(len(number))
+    waits: list[tuple[int, ...]] = [()] * len(direct)
+    place = {kernel: index for index, kernel in enumerate(schedule.order)}
+    for kernel in schedule.order:
+        own = number[stream[kernel]]
+        clock = relation.next_clock(own)
+        needed: list[int] = []
+        for earlier in sorted(direct[kernel], key=place.__getitem__, reverse=True):
+            if not relation.precedes(earlier, clock):
+                needed.append(earlier)
+                clock = relation.merged(clock, earlier)
+        waits[kernel] = tuple(sorted(needed))
+        relation.launch(kernel, own, waits[kernel])
+    return Schedule(tuple(number[s] for s in stream), schedule.order, tuple(waits), schedule.policy)

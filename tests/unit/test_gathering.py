@@ -1,0 +1,94 @@
+"""Library kernels gathered on few streams: nothing else about a schedule changes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.scheduling.gathering import gathered
+from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
+from tests.strategies import graph_with_edges, scheduled_graphs
+
+
+def used_by(schedule: Schedule, kernels: Collection[int]) -> set[int]:
+    return {schedule.stream[kernel] for kernel in kernels}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[KernelGraph, Schedule, frozenset[int]]:
+    """A scheduled graph, and some of its kernels, which call libraries."""
+    graph, schedule = draw(scheduled_graphs())
+    return graph, schedule, draw(st.frozensets(st.sampled_from(range(len(graph))))) if len(graph) else frozenset()
+
+
+@given(problems())
+def test_the_same_kernels_may_run_side_by_side(problem: tuple[KernelGraph, Schedule, frozenset[int]]) -> None:
+    graph, schedule, libraries = problem
+    found = gathered(schedule, libraries)
+    verify(graph, found)
+    assert (found.order, found.policy) == (schedule.order, schedule.policy)
+    before, after = happens_before(schedule), happens_before(found)
+    pairs = [(one, other) for one in range(len(graph)) for other in range(len(graph))]
+    assert [before.ordered(*pair) for pair in pairs] == [after.ordered(*pair) for pair in pairs]
+
+
+@given(problems())
+def test_on_no_more_streams_those_of_libraries_first(problem: tuple[KernelGraph, Schedule, frozenset[int]]) -> None:
+    _, schedule, libraries = problem
+    found = gathered(schedule, libraries)
+    assert found.streams <= schedule.streams
+    assert len(used_by(found, libraries)) <= len(used_by(schedule, libraries))
+    assert used_by(found, libraries) == set(range(len(used_by(found, libraries))))
+    assert gathered(found, libraries) == found, "once is enough"
+
+
+@given(problems())
+def test_no_wait_can_be_spared(problem: tuple[KernelGraph, Schedule, frozenset[int]]) -> None:
+    _, schedule, libraries = problem
+    found = gathered(schedule, libraries)
+    before = happens_before(found)
+    for kernel, waits in enumerate(found.waits):
+        last = [k for k in found.order[: found.order.index(kernel)] if found.stream[k] == found.stream[kernel]][-1:]
+        for awaited in waits:
+            others = [*last, *(w for w in waits if w != awaited)]
+            assert awaited not in last
+            assert not any(before.ordered(awaited, other) for other in others)
+
+
+def test_a_chain_of_products_spread_over_streams_needs_one_workspace() -> None:
+    """Per layer: weights are merged (0, 3, 6), which waits for nothing, then multiplied (1, 4, 7), then activated."""
+    graph = graph_with_edges(9, [(0, 1), (1, 2), (2, 4), (3, 4), (4, 5), (5, 7), (6, 7), (7, 8)])
+    products = {1, 4, 7}
+    schedule = with_waits(graph, (0, 0, 0, 1, 1, 1, 2, 2, 2), (0, 3, 6, 1, 2, 4, 5, 7, 8))
+    assert used_by(schedule, products) == {0, 1, 2}
+    found = gathered(schedule, products)
+    assert used_by(found, products) == {0}
+    assert found.stream == (0, 0, 0, 1, 0, 0, 2, 0, 0)
+    assert found.waits[4] == (3,)
+    assert found.waits[7] == (6,)
+
+
+def test_products_side_by_side_stay_so() -> None:
+    graph = graph_with_edges(4, [(0, 1), (0, 2), (1, 3), (2, 3)])
+    schedule = with_waits(graph, (0, 0, 1, 0), (0, 1, 2, 3))
+    assert gathered(schedule, {1, 2, 3}) == schedule
+
+
+def test_the_stream_with_the_products_is_the_first() -> None:
+    """Candidates that are captured on the same streams share the libraries' memory only if it is on the same ones."""
+    graph = graph_with_edges(3, [(0, 2), (1, 2)])
+    schedule = with_waits(graph, (0, 1, 1), (0, 1, 2))
+    found = gathered(schedule, {2})
+    assert (found.stream, found.waits[2]) == ((1, 0, 0), (0,))
+
+
+def test_streams_of_libraries_are_left_to_the_way_to_the_next_of_them() -> None:
+    """Behind product 0 come a long side way (1, 2) and the way to product 4: the latter goes on where 0 ran."""
+    graph = graph_with_edges(6, [(0, 1), (1, 2), (0, 3), (3, 4), (2, 5), (4, 5)])
+    schedule = with_waits(graph, (0, 0, 0, 1, 1, 1), (0, 1, 2, 3, 4, 5))
+    found = gathered(schedule, {0, 4})
+    assert found.stream == (0, 1, 1, 0, 0, 0)
+    assert found.wait_count == schedule.wait_count
