@@ -64,7 +64,7 @@ def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collec
     heir = _heirs(schedule, direct, calls)
     tails: list[int] = []  # the last kernel on each stream
     holds: list[bool] = []  # whether it has library kernels
-    stream = [0] * len(direct)
+    stream, width = [0] * len(direct), schedule.streams
     for kernel in schedule.order:
         library = kernel in calls
         open_to = [s for s, tail in enumerate(tails) if relation.ordered(tail, kernel)]
@@ -78,7 +78,7 @@ def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collec
             # Others take a stream that libraries use only as the way to the next library kernel.
             return (2 * (holds[s] and not inherits), not follows, not holds[s], s)
 
-        if len(tails) < schedule.streams or not open_to:
+        if len(tails) < width or not open_to:
             open_to.append(len(tails))
         best = min(open_to, key=cost)
         if best == len(tails):

@@ -12,6 +12,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import plan_memory, verify_memory
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling import launch_order, streams
+from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.schedule import verify, with_waits
 from tests.strategies import layered_graph, random_profile
 
@@ -58,6 +59,8 @@ def test_waits_and_their_check_on_20000_kernels() -> None:
     stream = streams.bound_width(graph, streams.opara(graph), order, profile.durations(), 8)
     schedule = within(2, lambda: with_waits(graph, stream, order))
     within(2, lambda: verify(graph, schedule))
+    gathered_again = within(2, lambda: gathered(schedule, range(0, 20_000, 2)))
+    within(2, lambda: verify(graph, gathered_again))
 
 
 @pytest.mark.parametrize("width", [4, 40, 400])
