@@ -27,6 +27,7 @@ from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.profiling.timing import profile_on_cuda
 from opara_backend.report import annotate
+from opara_backend.scheduling.gathering import library_kernels
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
@@ -102,7 +103,8 @@ def _search(
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
     give_back_unused()
     schedules = [plan.schedule for plan in plans]
-    best = plans[kept(schedules, [plan.memory.arena_bytes for plan in plans], seconds)]
+    arenas = [plan.memory.arena_bytes for plan in plans]
+    best = plans[kept(schedules, arenas, seconds, library_kernels(graph))]
     with runtime.record.stage("capture"):
         captured = capture_plan(runtime.program, best, arguments, memory)
     return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []

@@ -32,7 +32,7 @@ from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report import annotate
 from opara_backend.report.record import GraphRecord, listeners, publish
-from opara_backend.scheduling.gathering import gathered
+from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import candidates
@@ -125,7 +125,7 @@ class Runtime:
         near: what won for another shape of the same graph, if anything did.
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
-        libraries = [index for index, kernel in enumerate(graph.kernels) if kernel.kind == "extern"]
+        libraries = library_kernels(graph)
         found = [gathered(schedule, libraries) for schedule in self._as_asked(graph, profile, near)]
         return tuple({schedule.launches: schedule for schedule in found}.values())
 

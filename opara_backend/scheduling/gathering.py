@@ -16,8 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, happens_before
+
+
+def library_kernels(graph: KernelGraph) -> frozenset[int]:
+    """Kernels of `graph` that may be libraries' calls: all that Inductor has generated no code for."""
+    return frozenset(index for index, kernel in enumerate(graph.kernels) if kernel.kind == "extern")
 
 
 def gathered(schedule: Schedule, libraries: Collection[int]) -> Schedule:

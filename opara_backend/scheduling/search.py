@@ -99,15 +99,22 @@ def candidates(
     return (sequential, *ranked)
 
 
-def kept(candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequence[float]) -> int:
+def kept(
+    candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequence[float], libraries: frozenset[int]
+) -> int:
     """Which candidate to keep: of those as fast as the fastest, the one that takes the least memory.
 
-    arenas: bytes of each one's arena. seconds: measured, per replay. Fewer streams come before a smaller arena, because
-    libraries keep a workspace per stream, which is larger than most arenas.
+    arenas: bytes of each one's arena. seconds: measured, per replay. libraries: kernels that call libraries, which keep
+    a workspace per stream, larger than most arenas: fewer streams with such kernels come before a smaller arena.
     """
     fastest = min(seconds)
     alike = [i for i in range(len(seconds)) if seconds[i] <= NOISE * fastest]
-    return min(alike, key=lambda i: (candidates[i].streams, arenas[i], seconds[i], i))
+
+    def cost(i: int) -> tuple[float, ...]:
+        workspaces = len({candidates[i].stream[kernel] for kernel in libraries})
+        return (workspaces, arenas[i], candidates[i].streams, seconds[i], i)
+
+    return min(alike, key=cost)
 
 
 def _built(graph: KernelGraph, profile: Profile, dish: Dish, streams: int) -> Schedule | None:
