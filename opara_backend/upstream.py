@@ -118,7 +118,6 @@ __all__ = [
     "list_mode_options",
     "lowerings",
     "own_output_strides",
-    "same_addresses",
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
@@ -359,17 +358,6 @@ def is_cudnn_convolution(
         operands = [torch.empty_strided(s, t, dtype=d, device=on) for s, t, d, on in (x, weight)]
         found = torch._C._select_conv_backend(*operands, bias=None, bias_sizes=None, **settings)
     return bool(found == torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
-
-
-def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:
-    """True if the tensor at each of `positions` lies at the address that stands there in `addresses`.
-
-    Seen 2.11, 2.13, in builds with CUDA. Without it parameters, often hundreds, are looked at one by one.
-    """
-    native: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
-    if native is not None:
-        return bool(native(tensors, addresses, positions))
-    return all(tensors[p].data_ptr() == addresses[p] for p in positions)
 
 
 def current_stream_key(index: int) -> Any:
