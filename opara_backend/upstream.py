@@ -104,6 +104,7 @@ __all__ = [
     "compiled_with",
     "counters",
     "current_compile_id",
+    "current_device",
     "current_stream_key",
     "extern_call",
     "forbid_access",
@@ -111,6 +112,7 @@ __all__ = [
     "has_ordered_effect",
     "inductor_config",
     "inductor_option_names",
+    "is_capturing",
     "is_cudnn_convolution",
     "joining_kernels_by",
     "known_equal",
@@ -118,7 +120,6 @@ __all__ = [
     "list_mode_options",
     "lowerings",
     "own_output_strides",
-    "same_addresses",
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
@@ -361,24 +362,16 @@ def is_cudnn_convolution(
     return bool(found == torch._C._ConvBackend.Cudnn)  # type: ignore[attr-defined]
 
 
-def same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:
-    """True if the tensor at each of `positions` lies at the address that stands there in `addresses`.
+# Seen 2.13, in builds with CUDA. The index of the current device, and whether the current stream is being captured.
+# Without them every call goes through functions of Python that first ask whether CUDA is initialised.
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+is_capturing: Callable[[], bool] = getattr(
+    torch._C, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing
+)
 
-    Seen 2.11, 2.13, in builds with CUDA. Without it parameters, often hundreds, are looked at one by one.
-    """
-    native: Any = getattr(torch._C, "_tensors_data_ptrs_at_indices_equal", None)
-    if native is not None:
-        return bool(native(tensors, addresses, positions))
-    return all(tensors[p].data_ptr() == addresses[p] for p in positions)
-
-
-def current_stream_key(index: int) -> Any:
-    """What tells the current stream of CUDA device `index` from its others; None where torch does not say.
-
-    Seen 2.11, 2.13, 2.14, in builds with CUDA. Without it every call makes an object of the stream, to compare it.
-    """
-    native: Any = getattr(torch._C, "_cuda_getCurrentStream", None)
-    return None if native is None else native(index)
+# Seen 2.11, 2.13, 2.14, in builds with CUDA. What tells the current stream of a CUDA device, named by its index, from
+# its others; None where torch does not say. Without it every call makes an object of the stream, to compare it.
+current_stream_key: Callable[[int], Any] = getattr(torch._C, "_cuda_getCurrentStream", lambda index: None)
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:

@@ -54,7 +54,9 @@ class Runtime:
         self.record.lowered()
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
+        self._on_cpu = graph.device == "cpu"
         self._scalars: tuple[int, ...] | None = None
+        self._has_shapes = True  # whether calls can differ in shape; known from the first one on
         self._refused: Fallback | None = None
         self._cuda: Any = None  # lane of the captured graphs, made when first needed
         self.alternatives: tuple[Runtime, ...] = ()  # the same graph lowered otherwise, never called themselves
@@ -69,23 +71,26 @@ class Runtime:
         args.clear()
         if listeners.get():
             publish(self.record)
-        if self.graph.device == "cpu":
+        if self._on_cpu:
             self.record.other_calls += 1
             self.refuse_again()
             if not self.plannable:
                 return host.run_unplanned(self.program, given, self.lives)
-            key = self._key(given)
+            key = self._key(given) if self._has_shapes else ()
             found = self._executables.get(key)
             if found is None:
                 return self._first_call(key, given)
-            with contextlib.suppress(KeyError):  # another thread may just have displaced it
-                self._executables.move_to_end(key)
+            if key:
+                with contextlib.suppress(KeyError):  # another thread may just have displaced it
+                    self._executables.move_to_end(key)
             return found(given)
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
 
             with self._lock:  # two lanes would not wait for each other
                 self._cuda = self._cuda or CudaLane(self)
+        if not self._has_shapes:
+            return self._cuda((), given)
         for position in self.program.number_inputs:  # somebody may change it while it is captured
             given[position] = given[position].clone()
         return self._cuda(self._key(given), given)
@@ -177,6 +182,7 @@ class Runtime:
             self._scalars = tuple(i for i, a in enumerate(args) if not isinstance(a, torch.Tensor))
         dynamic, numbers = self.program.dynamic_inputs, self.program.number_inputs
         if not self._scalars and not dynamic and not numbers:
+            self._has_shapes = False
             return ()
         layouts = tuple((args[i].shape, args[i].stride()) for i in dynamic)
         values = tuple(repr(args[i].item()) for i in numbers)  # -0.0 is not 0.0, and NaN is itself

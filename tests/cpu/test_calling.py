@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.counting import calls
+from opara_backend.execution.runtime import Runtime
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling import policies
 from opara_backend.scheduling.schedule import Schedule
@@ -283,3 +286,37 @@ def test_of_many_shapes_those_used_last_are_kept() -> None:
     (record,) = records
     assert sorted(number for key in record.plans for number in key if isinstance(number, int)) == [5, 7]
     assert (record.replays, record.other_calls) == (0, 4)
+
+
+# --- what a call costs ------------------------------------------------------------------------------------------------
+
+
+class Weights(nn.Module):
+    """Many parameters, one kernel or two."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList(torch.ones(3) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, *self.parts])
+
+
+def test_torch_calls_no_function_for_each_parameter_on_the_way_to_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrappers of AOTAutograd and Inductor are asked for nothing that makes them look at arguments one by one."""
+    found, result = [], (torch.ones(3),)
+
+    def answer(self: Runtime, args: list[Tensor]) -> tuple[Tensor, ...]:
+        args.clear()
+        return result
+
+    with torch.no_grad():
+        for count in (10, 200):
+            torch._dynamo.reset()
+            call = partial(torch.compile(Weights(count).eval(), backend="opara"), normal(0, 3))
+            call()
+            with monkeypatch.context() as replaced:
+                replaced.setattr(Runtime, "__call__", answer)
+                assert call() is result[0]
+                found.append(calls(call))
+    assert found[0] == found[1]

@@ -6,13 +6,16 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch import nn
 
+from bench.counting import calls, instructions
 from opara_backend import upstream
 from opara_backend.execution import alternatives, cuda_graph, lane
 from opara_backend.execution.alternatives import Kept, capture_fastest
@@ -23,7 +26,7 @@ from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import OparaFallbackError
-from opara_backend.kernel_graph import KernelGraph
+from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.options import Options
 from opara_backend.report.record import Timed, collect
 from tests.strategies import graph_with_edges
@@ -179,8 +182,8 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
 @pytest.fixture
 def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls go through a lane as on a GPU, of which they ask nothing."""
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(upstream, "current_device", lambda: 0)
+    monkeypatch.setattr(upstream, "is_capturing", lambda: False)
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda device=None: SimpleNamespace(wait_stream=lambda other: None)
     )
@@ -200,6 +203,58 @@ def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (
 
     program = Program(run, graph.to_json(), inputs=inputs)  # type: ignore[arg-type]
     return CudaLane(Runtime(program, graph, Options(**options)))  # type: ignore[arg-type]
+
+
+def served(parameters: int, **options: object) -> tuple[Runtime, list[torch.Tensor]]:
+    """A runtime whose lane has captured a graph of so many parameters and an input among them, and arguments."""
+    names = (*(f"p{number}" for number in range(parameters)), "x")
+    position = {name: place for place, name in enumerate(("p0", "x", *names[1:-1]))}
+    plain = graph_with_edges(2, [(0, 1)])
+    output = next(buffer.name for buffer in plain.buffers if buffer.kind == "intermediate")
+    inputs = tuple(Buffer(name, "input", "16", "", "cpu") for name in position)
+    graph = replace(plain, device="cuda:0", buffers=(*plain.buffers, *inputs), outputs=(output,))
+    static = tuple(place for name, place in position.items() if name != "x")
+    program = Program(lambda *_: iter(()), graph.to_json(), inputs=tuple(position), static_inputs=static)
+    runtime = Runtime(program, graph, Options(**options))  # type: ignore[arg-type]
+    here = runtime._cuda = CudaLane(runtime)
+    args = [nn.Parameter(torch.zeros(4)) if name != "x" else torch.zeros(4) for name in position]
+    arguments = StaticArguments(program, graph, args)
+    replayed = SimpleNamespace(reset=lambda: None, replay=lambda stream: None)
+    outputs = OutputSpec(program, graph, (torch.zeros(4),), arguments)
+    here._captures.add((), lane._Captured(replayed, arguments, outputs, here._loans))  # type: ignore[arg-type]
+    return runtime, args
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+@pytest.mark.parametrize("copied", [True, False], ids=["outputs copied", "outputs lent"])
+def test_a_warm_call_executes_as_many_instructions_for_ten_parameters_as_for_hundreds(
+    copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Lender(monkeypatch)
+    found = []
+    for parameters in (10, 300):
+        runtime, args = served(parameters, copy_outputs=copied)
+        with torch.no_grad():
+            for _ in range(3):
+                runtime(list(args))
+            found.append([count(partial(runtime, list(args))) for count in (calls, instructions)])
+        assert runtime.record.replays == 5, "each call was one replay"
+        runtime._cuda.release()
+    assert found[0] == found[1]
+
+
+def test_every_static_address_is_looked_at() -> None:
+    runtime, args = served(10)
+    (captured,) = runtime._cuda._captures
+    assert captured.accepts(args)
+    for place, value in enumerate(args):
+        elsewhere = [*args[:place], value.detach().clone(), *args[place + 1 :]]
+        assert captured.accepts(elsewhere) == (place == 1), "the input alone may lie anywhere"
+    held = args[7].data
+    args[7].data = torch.ones(4)
+    assert not captured.accepts(args), "the same parameter, with other memory"
+    args[7].data = held
+    assert captured.accepts(args)
 
 
 @pytest.mark.usefixtures("on_no_gpu")
