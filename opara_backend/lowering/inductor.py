@@ -75,7 +75,7 @@ def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[Non
             upstream.inductor_config.patch(PATCHES),
             upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
             upstream.waiting_whatever_ran_before(),
-            joining.joined(under_way, noted) if request.join_small else contextlib.nullcontext(),
+            joining.joined(under_way, noted, parameters) if request.join_small else contextlib.nullcontext(),
         ):
             yield
     finally:
@@ -91,6 +91,16 @@ def static_inputs() -> tuple[int, ...]:
     """Positions of the inputs of the graph under way that stay where they are: parameters and buffers."""
     here = _under_way.get()
     return here.request.static_inputs if here is not None else ()
+
+
+def parameters() -> frozenset[str]:
+    """Names of the parameters, buffers and constants of the graph that Inductor is lowering.
+
+    What a subgraph is called with may be anything.
+    """
+    graph = upstream.V.graph
+    places = static_inputs() if graph.name is None else ()
+    return frozenset((*(graph.graph_input_names[place] for place in places), *graph.constants))
 
 
 def note_rewrite(name: str, *, done: bool = True) -> None:

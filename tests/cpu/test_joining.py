@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from opara_backend import upstream
 from opara_backend.lowering import joining
+from opara_backend.lowering.inductor import LoweringRequest, lowering, parameters
 from opara_backend.lowering.inplace import inplace_pairs
 
 
@@ -21,8 +23,8 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
     monkeypatch.setattr(joining, "DEVICES", ("cpu",))
     found: list[list[str]] = []
 
-    def groups(scheduler: Any) -> list[list[Any]]:
-        for nodes in original(scheduler):
+    def groups(scheduler: Any, *given: Any) -> list[list[Any]]:
+        for nodes in original(scheduler, *given):
             found.append(sorted("+".join(sorted(_operators(node))) for node in nodes))
         return []
 
@@ -81,6 +83,39 @@ def test_sums_and_unknown_sizes_are_left_alone(joined: Callable[..., list[list[s
     assert joined(lambda x, y: (x.cos(), y.sin()), x, y) == []
 
 
+class Tables(nn.Module):
+    """A row of each of many tables, which `index` chooses, and, if they are `scaled`, of each table its double."""
+
+    def __init__(self, count: int, scaled: bool) -> None:
+        super().__init__()
+        self.tables = nn.ParameterList(torch.randn(9, 2 + width) for width in range(count))
+        self.scaled = scaled
+
+    def forward(self, index: Tensor) -> list[Tensor]:
+        rows = [table[index] for table in (self.tables if not self.scaled else self.tables[:3])]
+        return rows + ([table * 2 for table in self.tables] if self.scaled else [])
+
+
+def test_many_that_are_made_of_parameters_alone_are_joined_in_parts(joined: Callable[..., list[list[str]]]) -> None:
+    """What the input decides is one launch still."""
+    index, most = torch.tensor([1, 8]), joining.MOST
+    assert joined(Tables(most - 3, scaled=True), index) == [["index"] * 3 + ["mul"] * (most - 3)]
+    assert joined(Tables(most, scaled=True), index) == [["index"] * 3 + ["mul"] * most]
+    parts = [["index"] * 3, ["mul"] * (most - 6), ["mul"] * (most - 6), ["mul"] * (most - 5)]
+    assert joined(Tables(3 * most - 17, scaled=True), index) == parts
+    assert joined(Tables(2 * most, scaled=False), index) == [["index"] * 2 * most]
+
+
+def test_positions_of_parameters_are_those_of_the_whole_graph() -> None:
+    """A subgraph has inputs of its own, perhaps fewer, and is called with whatever there is."""
+    whole = SimpleNamespace(name=None, graph_input_names=["weight", "x", "bias"], constants={"seen": None})
+    branch = SimpleNamespace(name="true_graph_0", graph_input_names=["x"], constants={})
+    with lowering(LoweringRequest(static_inputs=(0, 2)), ()):
+        for graph, expected in ((whole, {"weight", "bias", "seen"}), (branch, set())):
+            with upstream.V.set_graph_handler(graph):
+                assert parameters() == expected
+
+
 def test_not_unless_asked_nor_where_inductor_is(joined: Callable[..., list[list[str]]]) -> None:
     tables = (torch.randn(9, 3), torch.randn(9, 4), torch.tensor([1, 8]))
     assert joined(lookups, *tables, join_small=False) == []
@@ -94,8 +129,8 @@ def test_kernels_in_one_launch_write_over_nothing_that_another_reads(monkeypatch
     monkeypatch.setattr(joining, "DEVICES", ("cpu",))
     found: list[tuple[int, ...]] = []
 
-    def groups(scheduler: Any) -> list[list[Any]]:
-        for nodes in original(scheduler):
+    def groups(scheduler: Any, *given: Any) -> list[list[Any]]:
+        for nodes in original(scheduler, *given):
             launch = object.__new__(upstream.ForeachKernelSchedulerNode)
             launch.snodes, launch.scheduler = nodes, scheduler
             apart = [inplace_pairs(node) for node in nodes]

@@ -15,6 +15,7 @@ from torch import nn
 from bench import models
 from bench.models.encoder import Block
 from bench.models.inception import Branches, Conv
+from opara_backend.lowering.joining import MOST
 from tests.lowered_for_cuda import Lowered, lowered
 from tests.rewrites import only
 
@@ -92,3 +93,18 @@ def test_convolutions_are_fused_or_merged_but_none_is_computed_twice() -> None:
         count, fused, operations = convolutions(**only(*rewrites))
         assert (count, fused) == expected
         assert operations <= 1.03 * needed, "of one, 7 per cent"
+
+
+def test_what_is_folded_anew_is_launched_in_parts_that_compile_fast() -> None:
+    """Layers in one part follow each other: none waits for what a later part makes."""
+    model = nn.Sequential(*(Conv(8, 8, 1) for _ in range(25))).half().eval()
+    kernels = lowered(model, torch.randn(1, 8, 48, 48).half()).graph.kernels
+    parts = [set(kernel.writes) for kernel in kernels if "triton_for" in kernel.call]
+    assert sum(map(len, parts)) == 50, "a weight and a shift of each"
+    assert max(map(len, parts)) <= MOST
+    assert len(parts) == -(-50 // MOST)
+    calls = [set(kernel.reads) for kernel in kernels if "convolution_relu" in kernel.call]
+    assert len(calls) == 25
+    read = [[number for number, part in enumerate(parts) if part & reads] for reads in calls]
+    assert read == sorted(read)
+    assert sum(map(len, read)) <= len(calls) + len(parts) - 1
