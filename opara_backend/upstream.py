@@ -13,6 +13,7 @@ import ctypes
 import dataclasses
 import functools
 import json
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -120,6 +121,7 @@ __all__ = [
     "list_mode_options",
     "lowerings",
     "own_output_strides",
+    "same_addresses",
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
@@ -372,6 +374,18 @@ is_capturing: Callable[[], bool] = getattr(
 # Seen 2.11, 2.13, 2.14, in builds with CUDA. What tells the current stream of a CUDA device, named by its index, from
 # its others; None where torch does not say. Without it every call makes an object of the stream, to compare it.
 current_stream_key: Callable[[int], Any] = getattr(torch._C, "_cuda_getCurrentStream", lambda index: None)
+
+
+def _same_addresses(tensors: list[Any], addresses: list[int], positions: list[int]) -> bool:
+    found = map(torch.Tensor.data_ptr, map(tensors.__getitem__, positions))
+    return all(map(operator.eq, found, map(addresses.__getitem__, positions)))
+
+
+# Seen 2.11, 2.13, in builds with CUDA: whether the tensor at each of `positions` lies at the address that stands there
+# in `addresses`. 287 took 23 us on a GPU's host, and 27 without it.
+same_addresses: Callable[[list[Any], list[int], list[int]], bool] = getattr(
+    torch._C, "_tensors_data_ptrs_at_indices_equal", _same_addresses
+)
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:
