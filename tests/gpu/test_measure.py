@@ -13,24 +13,13 @@ from opara_backend.report.record import collect
 
 
 def test_a_slow_host_changes_no_measured_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few small kernels take microseconds; each launch of their graph is made to take ten times as long."""
+    """A few small kernels take some 15 microseconds, and each launch of their graph is made to take 200."""
     branches = nn.ModuleList(nn.Linear(64, 64) for _ in range(4)).cuda().eval()
     x = torch.randn(8, 64, device="cuda")
 
     def model(x: torch.Tensor) -> torch.Tensor:
         return torch.stack([branch(x).relu() for branch in branches]).sum(0)
 
-    def slowest() -> float:
-        torch._dynamo.reset()
-        with torch.no_grad(), collect() as records:
-            torch.compile(model, backend="opara", options={"remember": False})(x)
-        (record,) = records
-        ((tried),) = record.candidates.values()
-        assert len(tried) > 1
-        return max(seconds for _, seconds in tried)
-
-    undisturbed = slowest()
-    assert undisturbed < 100e-6
     replay = CapturedGraph.replay
 
     def slow(self: CapturedGraph, stream: torch.cuda.Stream | None = None) -> None:
@@ -40,4 +29,9 @@ def test_a_slow_host_changes_no_measured_time(monkeypatch: pytest.MonkeyPatch) -
         replay(self, stream)
 
     monkeypatch.setattr(CapturedGraph, "replay", slow)
-    assert slowest() < 1.5 * undisturbed
+    with torch.no_grad(), collect() as records:
+        torch.compile(model, backend="opara", options={"remember": False})(x)
+    (record,) = records
+    (tried,) = record.candidates.values()
+    assert len(tried) > 1
+    assert max(seconds for _, seconds in tried) < 150e-6
