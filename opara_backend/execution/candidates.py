@@ -39,7 +39,9 @@ log = logging.getLogger(__name__)
 
 Tried = list[tuple[Schedule, float]]
 
-HELD_TWICE = 16 << 20  # bytes of arena; capturing a schedule again costs less than holding more than so much twice
+# Bytes of arena that may be held twice while schedules are compared. For more the allocator takes 20 MiB at once, and
+# capturing a schedule again costs some hundredths of a second.
+HELD_TWICE = 1 << 20
 STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
 # Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
 # tenth of that one and of what the graph reads where it lies (weights, mostly) as well.
