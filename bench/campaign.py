@@ -58,7 +58,8 @@ def backends_of(model: str, batch: int, on_gpu: bool) -> tuple[str, ...]:
     papers = model in PAPER_MODELS and (batch == 1 or model == "inception_v3")
     order = ORDER_ALONE if model == "googlenet" and batch == 1 else ()
     plain = (PLAIN_IN_A_ROW,) if batch <= 8 else ()
-    return (*STANDARD, *plain, *(PAPERS_OWN if papers else ()), *order)
+    host = ("dynamo",) if batch == 1 else ()
+    return (*STANDARD, *plain, *host, *(PAPERS_OWN if papers else ()), *order)
 
 
 def plan(

@@ -117,7 +117,7 @@ def first_calls(job: Job) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of the first call of each backend in a fresh process of its own: caches empty, then filled."""
     found: tuple[dict[str, float], dict[str, float]] = ({}, {})
     for backend in job.backends:
-        if variant(backend).kind in ("eager", "cudagraph"):
+        if not variant(backend).compiles:
             continue
         folder = f"{job.caches}/{len(found[0])}"  # variants of the same kernels must not warm each other
         own = replace(job, backends=(backend,), caches=folder)

@@ -49,7 +49,7 @@ def programs(jobs: Iterable[Job]) -> list[Job]:
 def kernels_of(backend: str) -> str | None:
     """`Variant.kernels`, None where nothing is compiled. Looking a backend up takes milliseconds, and jobs are many."""
     chosen = variant(backend)
-    return None if chosen.kind in ("eager", "cudagraph") else chosen.kernels
+    return chosen.kernels if chosen.compiles else None
 
 
 def program(job: Job) -> Program:

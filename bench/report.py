@@ -152,6 +152,20 @@ def options(results: Results) -> str:
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
+def host(results: Results) -> str:
+    """What a call takes beyond the GPU's time at batch 1, and what of it is Dynamo's, whatever the backend; in us."""
+    lines = _head("model, batch 1", "Dynamo alone", *(f"{backend}, wall - GPU" for backend in (STOCK, OURS)))
+    processes = set()
+    for case, stock, mine in results.both():
+        alone = results.of(case, "dynamo")
+        if case[2] != 1 or not alone:
+            continue
+        processes.add(len(mine))
+        taken = [median(alone, "wall"), *(median(rows, "wall") - median(rows, "gpu") for rows in (stock, mine))]
+        lines.append(_line(f"{case[0]} {case[1]}", *(f"{seconds * 1e6:.0f}" for seconds in taken)))
+    return "\n".join([*lines, "", _origin(results, processes)])
+
+
 def searches(results: Results) -> str:
     """Seconds a search takes at batch 1, and its first part, the profile; the most of any process beside the median."""
     lines = _head("model, batch 1", "kernels", "search, s", "at most, s", "of it the profile, s")
@@ -199,6 +213,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
     "memory": memory,
     "policies": policies,
     "searches": searches,
+    "host": host,
     "times": options,
     "lowerings": lowerings,
 }

@@ -13,7 +13,7 @@ import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import nn
 
 from bench import gate, models, observe, recorded
 from bench.planted import slowed
-from bench.samples import Case, Row
+from bench.samples import Case, Row, Samples
 from bench.timing import measure
 from bench.variants import Variant, variant
 from opara_backend.kernel_graph import KernelGraph
@@ -85,7 +85,7 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
             if _frames() != compiled:
                 raise RuntimeError(f"{' '.join(map(str, job.case))}: something was compiled again while it was timed")
             rows = [
-                replace(p.row, samples=timed[p.row.backend], replays=observe.replays(p.call))
+                replace(p.row, samples=_samples(p.row.backend, timed), replays=observe.replays(p.call))
                 if isinstance(p, Ready)
                 else p
                 for p in prepared
@@ -95,6 +95,11 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
         for graph in last.records:
             _save_graph({"model": job.model, "dtype": job.dtype, "batch": job.batch, **(about or {})}, job, graph)
     return rows
+
+
+def _samples(backend: str, timed: Mapping[str, Samples]) -> Samples:
+    """What was timed; Dynamo alone has nothing to do for a GPU."""
+    return timed[backend] if variant(backend).kind != "dynamo" else replace(timed[backend], gpu=None)
 
 
 @contextlib.contextmanager
@@ -196,7 +201,7 @@ def caches(job: Job, chosen: Variant) -> Iterator[None]:
     Stock Inductor and this backend share one: kernels they have in common are tuned once, and the same for both.
     """
     names = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-    if job.caches is None or chosen.kind in ("eager", "cudagraph"):
+    if job.caches is None or not chosen.compiles:
         yield
         return
     folder = Path(job.caches) / f"{job.model}-{job.dtype}-{job.batch}{chosen.settings}"

@@ -33,7 +33,7 @@ def case_table(results: Results, case: Case) -> Table:
     for backend in backends:
         rows = results.of(case, backend)
         if rows:
-            ratio = f"{median(base) / median(rows):.2f}x" if base else "-"
+            ratio = f"{median(base) / median(rows):.2f}x" if base and _on_gpu(base) == _on_gpu(rows) else "-"
             lines.append((backend, ratio, *_figures(rows)))
         else:
             lines.append((backend, "-"))
@@ -45,6 +45,11 @@ def case_table(results: Results, case: Case) -> Table:
     made.caption = Text("\n".join(notes))
     made.caption_justify = "left"
     return made
+
+
+def _on_gpu(rows: Sequence[Row]) -> bool:
+    """True if the GPU's own time of all `rows` is known."""
+    return all(row.samples is not None and row.samples.gpu is not None for row in rows)
 
 
 def problems(results: Results) -> list[Row]:

@@ -7,6 +7,7 @@ Errors: ValueError naming what was given and what is accepted.
 | --- | --- |
 | eager | PyTorch's operators one by one |
 | cudagraph | the same, captured once by `torch.cuda.graph`; inputs copied in, outputs lent until the next call |
+| dynamo | nothing: a backend that gives its first answer again, so its wall time is what Dynamo takes of every call |
 | inductor, reduce-overhead, max-autotune | stock `torch.compile`, by mode |
 | opara | this backend, the fastest of several schedules |
 | opara:POLICY | this backend, one stream allocation policy |
@@ -35,6 +36,7 @@ PAPER = {"policy": "opara", "launch_order": "opara", "streams": int(ACCEPTED["st
 UNFUSED, PLAIN = "unfused", "plain"
 NO_REWRITES: dict[str, Any] = dict.fromkeys(REWRITES, False)
 TRIED = "try_rewrites"  # and each of the rewrites that it tries
+UNCOMPILED = ("eager", "cudagraph", "dynamo")
 READ_WHILE_TRACING = ("freezing",)  # Dynamo asks Inductor's configuration for them, not `options`
 
 
@@ -51,6 +53,11 @@ class Variant:
     def needs_gpu(self) -> bool:
         """True if it cannot run on a CPU at all."""
         return self.kind == "cudagraph"
+
+    @property
+    def compiles(self) -> bool:
+        """False if it runs eager's kernels, or none."""
+        return self.kind not in UNCOMPILED
 
     @property
     def kernels(self) -> str:
@@ -74,6 +81,8 @@ class Variant:
             return model
         if self.kind == "cudagraph":
             return EagerGraph(model)
+        if self.kind == "dynamo":
+            return torch.compile(model, backend=Answered)
         given = {key: value for key, value in self.options.items() if key not in READ_WHILE_TRACING}
         traced = {key: value for key, value in self.options.items() if key in READ_WHILE_TRACING}
         if self.kind in STOCK_MODES:
@@ -91,7 +100,7 @@ class Variant:
 def variant(name: str) -> Variant:
     """The backend called `name`; ValueError for one nobody knows, or an option that is wrong."""
     kind, _, rest = name.partition(":")
-    if (kind in ("eager", "cudagraph") or kind in STOCK_MODES) and not rest:
+    if kind in (*UNCOMPILED, *STOCK_MODES) and not rest:
         return Variant(name, kind)
     if kind in STOCK_MODES and all("=" in part for part in rest.split(",")):
         stock = {key: _typed(value) for key, _, value in (part.partition("=") for part in rest.split(","))}
@@ -126,7 +135,7 @@ def variant(name: str) -> Variant:
 def accepted() -> tuple[str, ...]:
     """Every name without options that `variant` takes, each policy on fused and unfused kernels."""
     policies = [f"opara:{policy}{suffix}" for suffix in ("", f"-{UNFUSED}") for policy in ("paper", *policy_names())]
-    return ("eager", "cudagraph", *STOCK_MODES, "opara", f"opara:{PLAIN}", *policies)
+    return (*UNCOMPILED, *STOCK_MODES, "opara", f"opara:{PLAIN}", *policies)
 
 
 def unfused_options(unfused: bool = True) -> dict[str, Any]:
@@ -165,6 +174,19 @@ class FirstCallUnder:
 
         with upstream.inductor_config.patch(self._settings):
             return self._compiled(*inputs)
+
+
+class Answered:
+    """A backend for Dynamo: what the graph gave first, at every call. Right while the inputs stay what they are."""
+
+    def __init__(self, graph: Callable[..., Any], _example_inputs: Sequence[Any]) -> None:
+        self._graph: Callable[..., Any] | None = graph
+        self._answer: Any = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._graph is not None:
+            self._answer, self._graph = self._graph(*inputs), None
+        return self._answer
 
 
 class EagerGraph:

@@ -16,9 +16,9 @@ from bench.__main__ import main
 from bench.measuring import first_calls
 from bench.planted import slowed
 from bench.run import Job, _as_close_as_eager, caches, distance, run_job
-from bench.samples import Row, load
+from bench.samples import Row, Samples, load
 from bench.timing import wall_seconds
-from bench.variants import Variant, variant
+from bench.variants import Answered, Variant, variant
 from bench.workers import Worker, WorkerError, failed, measured
 
 JOB = Job("two_tower", "float32", 1, ("eager", "inductor", "opara", "opara:paper-unfused"), rounds=2, small=True)
@@ -39,6 +39,22 @@ def test_one_case() -> None:
     assert rows["opara:paper-unfused"].kinds.keys() == {"extern"}
     assert rows["opara:paper-unfused"].policy == "opara/opara"
     assert rows["eager"].kernels == 0
+
+
+def test_dynamo_alone_runs_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So its time is what Dynamo takes of every call, and none of it is the GPU's."""
+    seen = Samples((1.0,), (2.0,), (3.0,))
+    monkeypatch.setattr("bench.run.measure", lambda calls, **options: dict.fromkeys(calls, seen))
+    calls: list[object] = []
+    monkeypatch.setattr("bench.run.observe.replays", calls.append)
+    rows = {row.backend: row for row in run_job(replace(JOB, backends=("eager", "dynamo")))}
+    assert rows["dynamo"].samples == replace(seen, gpu=None)
+    assert rows["eager"].samples == seen
+    assert rows["dynamo"].error == 0.0
+    ran: list[int] = []
+    answered = Answered(lambda x: ran.append(x) or [x], ())  # type: ignore[func-returns-value]
+    assert [answered(1), answered(2)] == [[1], [1]]
+    assert ran == [1]
 
 
 def test_a_planted_slowdown_is_every_backends_but_the_firsts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ def test_every_backend_is_known() -> None:
         assert variant(backend).name == backend
     assert "cudagraph" in backends_of(PAPER_MODELS[0], 1, on_gpu=True)
     assert "cudagraph" not in backends_of("resnet50", 1, on_gpu=True)
+    assert [batch for batch in (1, 8, 32) if "dynamo" in backends_of("resnet50", batch, on_gpu=True)] == [1]
 
 
 def test_policies_of_the_same_kernels_are_compiled_once() -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench.report import batches, gaps, lowerings, markdown, memory, options, policies, searches
+from bench.report import batches, gaps, host, lowerings, markdown, memory, options, policies, searches
 from bench.samples import ABOUT, Results, Row, Samples
+from bench.summary import case_table
 
 ABOUT_TEST = {**dict.fromkeys(ABOUT, "x"), "commit": "abc1234"}
 MIB = 2**20
@@ -50,6 +51,17 @@ def test_what_was_not_reported_is_in_no_table() -> None:
     found = results(PAIR[0], wrong)
     for table in (batches, gaps, memory, markdown):
         assert "tiny" not in table(found)
+
+
+def test_host_time_is_what_the_wall_shows_beyond_the_gpu() -> None:
+    """Walls take twice what the GPU takes here; Dynamo alone leaves the GPU idle."""
+    alone = row("dynamo", 0.1)
+    assert alone.samples is not None
+    alone = replace(alone, samples=replace(alone.samples, gpu=None))
+    assert cells(host(results(*PAIR, alone)), "tiny float16") == ["200", "2000", "1000"]
+    assert "tiny" not in host(results(*PAIR)), "where nobody measured it"
+    table = case_table(results(*PAIR, alone), PAIR[0].case)
+    assert [*table.columns[1].cells] == ["1.00x", "2.00x", "-"], "no ratio of one clock to another"
 
 
 def test_other_policies_and_one_stream() -> None:
