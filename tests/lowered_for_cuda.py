@@ -160,6 +160,12 @@ def _on_cuda(value: Any, mode: FakeTensorMode) -> Any:
         return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="cuda")
 
 
+def _layout(image: torch.Tensor, weight: torch.Tensor, backend: Any) -> torch.memory_format:
+    """Of a convolution's result, as cuDNN has it: channels last if either tensor is. Elsewhere it never is."""
+    suggested = (torch._prims_common.suggest_memory_format(t) for t in (image, weight) if t.dim() == 4)
+    return torch.channels_last if torch.channels_last in suggested else torch.contiguous_format
+
+
 @contextlib.contextmanager
 def _as_if_there_was_one() -> Iterator[None]:
     """Whoever asks for the GPU in the block is told of an H200."""
@@ -181,6 +187,7 @@ def _as_if_there_was_one() -> Iterator[None]:
     with contextlib.ExitStack() as patched:
         for name, answer in answers.items():
             patched.enter_context(mock.patch.object(torch.cuda, name, answer, create=True))
+        patched.enter_context(mock.patch.object(torch._C, "_conv_determine_backend_memory_format", _layout))
         for module in (scheduler, utils, torch.utils._triton):
             if hasattr(module, "has_triton"):
                 patched.enter_context(mock.patch.object(module, "has_triton", return_value=True))
