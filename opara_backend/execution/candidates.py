@@ -189,8 +189,7 @@ def capture_plan(
 def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
     """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers.
 
-    A cache of keys and values may be most of what the device holds: large state is kept on the host, which takes
-    milliseconds for each 100 MiB and no memory of the device.
+    A cache of keys and values may be most of what the device holds: large state is kept on the host meanwhile.
     """
     device = torch.device(graph.device)
     large = sum(t.numel() * t.itemsize for t in tensors) > STATE_ON_DEVICE
