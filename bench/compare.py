@@ -13,13 +13,13 @@ be compared.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
-from bench.samples import Case, Results, loaded
+from bench.samples import Case, Results, Row, loaded
 from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative, usual_noise
 from bench.tables import console, geometric_mean, table
 
@@ -86,13 +86,24 @@ def verdict(found: Ratio, threshold: float) -> str:
 
 
 def groups(results: Results, case: Case, backend: str, base: str | None, clock: str) -> Groups:
-    """Per process the samples of one variant, in seconds or relative to `base`."""
-    rows = {row.process: list(getattr(row.samples, clock)) for row in results.of(case, backend)}
+    """Per process the samples of one variant, in seconds or relative to `base`; none on a clock that it has not.
+
+    Dynamo alone leaves the GPU idle: beside `base` the best clock that both have is the wall's.
+    """
+    own, others = results.of(case, backend), results.of(case, base) if base is not None else ()
+    if clock == "best_clock" and any(row.samples is not None and row.samples.gpu is None for row in (*own, *others)):
+        clock = "wall"
+    rows = _by_process(own, clock)
     if base is None:
         return list(rows.values())
-    others = {row.process: list(getattr(row.samples, clock)) for row in results.of(case, base)}
-    both = [process for process in rows if process in others]
-    return relative([rows[p] for p in both], [others[p] for p in both])
+    beside = _by_process(others, clock)
+    both = [process for process in rows if process in beside]
+    return relative([rows[p] for p in both], [beside[p] for p in both])
+
+
+def _by_process(rows: Iterable[Row], clock: str) -> dict[int, list[float]]:
+    found = {row.process: getattr(row.samples, clock) for row in rows}
+    return {process: list(samples) for process, samples in found.items() if samples is not None}
 
 
 def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[Table | str]:

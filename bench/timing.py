@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 import torch
 
 from bench.samples import Samples
+from opara_backend import upstream
 
 BURST = 20  # calls between two events: long enough that the events cost nothing, short enough to interleave
-CYCLES = 2e9  # of a GPU in a second, about
 SHORTEST, LONGEST = 0.005, 0.025  # seconds of head start; the longest is more than any burst of captured calls needs
 CPU_TURN = 0.05  # seconds of calls in one turn of one variant without a GPU
 
@@ -47,7 +47,7 @@ def gpu_seconds(call: Callable[[], object]) -> float:
     call()
     queued = time.perf_counter() - begun
     torch.cuda.synchronize()
-    torch.cuda._sleep(round(CYCLES * min(LONGEST, max(SHORTEST, 3 * BURST * queued))))
+    upstream.occupy(min(LONGEST, max(SHORTEST, 3 * BURST * queued)))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(BURST):

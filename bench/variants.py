@@ -11,7 +11,7 @@ Errors: ValueError naming what was given and what is accepted.
 | inductor, reduce-overhead, max-autotune | stock `torch.compile`, by mode |
 | opara | this backend, the fastest of several schedules |
 | opara:POLICY | this backend, one stream allocation policy |
-| opara:paper | Algorithms 1 and 2 unchanged, on as many streams as Algorithm 1 opens (128 at most) |
+| opara:paper | Algorithms 1 and 2, on as many streams as Algorithm 1 opens (128 at most) |
 | opara:plain | this backend without rewrites of the graph, on stock Inductor's kernels |
 | opara:POLICY-unfused, opara:unfused | the same on ATen's kernels: Inductor's mode "lite" generates none |
 

@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 
 Tried = list[tuple[Schedule, float]]
 
-# Bytes of arena that may be held twice while schedules are compared. For more the allocator takes 20 MiB at once, and
-# capturing a schedule again costs some hundredths of a second.
+# Bytes of arena that may be held twice while schedules are compared: for more, up to 10 MiB, the allocator takes 20.
+# A schedule is captured again instead, launch by launch.
 HELD_TWICE = 1 << 20
 STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
 # Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
@@ -141,10 +141,10 @@ def affordable(plans: Sequence[Plan], static_bytes: int) -> list[Plan]:
     """
     least = plans[0].memory.arena_bytes
     limit = least + max(MORE_ARENA, (static_bytes + least) // 10)
-    dear = [plan for plan in plans if plan.memory.arena_bytes > limit]
-    for plan in dear:
-        log.info("not tried: schedule %s in an arena of %d bytes", plan.schedule.policy, plan.memory.arena_bytes)
-    return [plan for plan in plans if plan not in dear]
+    for plan in plans:
+        if plan.memory.arena_bytes > limit:
+            log.info("not tried: schedule %s in an arena of %d bytes", plan.schedule.policy, plan.memory.arena_bytes)
+    return [plan for plan in plans if plan.memory.arena_bytes <= limit]
 
 
 def _race(

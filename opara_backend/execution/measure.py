@@ -23,10 +23,8 @@ from opara_backend.execution.cuda_graph import CapturedGraph
 TURNS, SHORTEST_BURST, BURST_SECONDS = 7, 3, 0.5e-3
 ENOUGH = 3  # turns after which those far behind are timed no more
 BEHIND = 1.05  # times the fastest
-AHEAD, LONGEST_WAIT = (
-    2.0,
-    25e-3,
-)  # the GPU waits so many times as long as the host took to queue a burst; seconds at most
+AHEAD = 2.0  # times as long as the host takes to queue a burst the GPU is kept busy before it,
+LONGEST_WAIT = 25e-3  # but no longer than so many seconds
 
 
 @dataclass(frozen=True)

@@ -120,12 +120,9 @@ class OutputSpec:
                 self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
         sources = [recipe.source if kind == "whole" else None for kind, recipe in self._recipe]
         self._as_copied = sources == list(range(len(self._sources)))
-        self._one = self._as_copied and self._clone
 
     def collect(self, args: Sequence[Any], loans: Loans | None = None) -> tuple[Any, ...]:
         """The outputs of the replay just queued: in memory no replay touches, or lent through `loans`."""
-        if loans is None and self._one:
-            return (self._sources[0].clone(),)
         owned = self._owned() if loans is None else loans.lend(self._sources, self)
         if self._as_copied:
             return tuple(owned)

@@ -131,8 +131,11 @@ class Runtime:
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
         libraries = library_kernels(graph)
-        found = [gathered(schedule, libraries) for schedule in self._as_asked(graph, profile, near)]
-        return tuple({schedule.launches: schedule for schedule in found}.values())
+        found: dict[tuple[object, ...], Schedule] = {}
+        for schedule in self._as_asked(graph, profile, near):
+            launched = gathered(schedule, libraries)
+            found.setdefault(launched.launches, launched)
+        return tuple(found.values())
 
     def _as_asked(self, graph: KernelGraph, profile: Profile, near: Schedule | None) -> tuple[Schedule, ...]:
         """The schedules as policies make them."""

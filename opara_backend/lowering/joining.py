@@ -78,12 +78,15 @@ def groups(scheduler: Any, parameters: Collection[str] = ()) -> list[list[Any]]:
 
 def _parts(nodes: list[Any], parameters: Collection[str]) -> list[list[Any]]:
     """`nodes`; if many are made of `parameters` alone, those in parts of about one size, and the others as one."""
-    still = [node for node in nodes if _names(node) <= {*parameters, *node.get_buffer_names()}]
+    known = frozenset(parameters)
+    still: list[Any] = []
+    others: list[Any] = []
+    for node in nodes:
+        (still if _names(node) - node.get_buffer_names() <= known else others).append(node)
     if len(still) <= MOST:
         return [nodes]
     count = -(-len(still) // MOST)
     ends = [len(still) * part // count for part in range(count + 1)]
-    others = [node for node in nodes if node not in still]
     return [others, *(still[start:end] for start, end in itertools.pairwise(ends))]
 
 

@@ -1,4 +1,4 @@
-"""The same schedule with library kernels on as few streams as its happens-before allows.
+"""The same schedule with library kernels on fewer streams, where its happens-before allows.
 
 Takes: a Schedule and which of its kernels call libraries. Gives: a Schedule of the same launch order and happens-before
 on no more streams, those with library kernels first. Must not change: which kernels may run side by side.
@@ -27,15 +27,17 @@ def library_kernels(graph: KernelGraph) -> frozenset[int]:
 
 
 def gathered(schedule: Schedule, libraries: Collection[int]) -> Schedule:
-    """`schedule`, its kernels in `libraries` on as few streams as are found; itself if no fewer are.
+    """`schedule`, its kernels in `libraries` on as few streams as are found, which come first.
 
-    O(kernels x streams x (waits + streams)).
+    What is found may not be the fewest there could be. O(kernels x streams x (waits + streams)).
     """
     calls = frozenset(libraries)
+    before = {schedule.stream[kernel] for kernel in calls}
+    if before <= {0}:
+        return schedule
     direct = _direct(schedule)
-    stream = _chains(schedule, direct, calls)
-    before = len({schedule.stream[kernel] for kernel in calls})
-    if max(stream, default=-1) >= schedule.streams or len({stream[kernel] for kernel in calls}) >= before:
+    stream = _chains(schedule, direct, calls) if len(before) > 1 else None
+    if stream is None or len({stream[kernel] for kernel in calls}) >= len(before):
         stream = list(schedule.stream)
     return _renumbered(schedule, stream, direct, calls)
 
@@ -64,8 +66,9 @@ def _heirs(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collect
     return heir
 
 
-def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collection[int]) -> list[int]:
-    """A stream for each kernel, in launch order, such that each stream is a chain of `schedule`'s happens-before."""
+def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collection[int]) -> list[int] | None:
+    """A stream for each kernel, such that each stream is a chain of `schedule`'s happens-before; None if it would take
+    more streams than there are."""
     relation = happens_before(schedule)
     heir = _heirs(schedule, direct, calls)
     tails: list[int] = []  # the last kernel on each stream
@@ -84,8 +87,10 @@ def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collec
             # Others take a stream that libraries use only as the way to the next library kernel.
             return (2 * (holds[s] and not inherits), not follows, not holds[s], s)
 
-        if len(tails) < width or not open_to:
+        if len(tails) < width:
             open_to.append(len(tails))
+        elif not open_to:
+            return None
         best = min(open_to, key=cost)
         if best == len(tails):
             tails.append(kernel)

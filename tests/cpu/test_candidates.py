@@ -196,7 +196,7 @@ def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
     assert {schedule.streams for schedule, _ in tried} > {1, 3}
 
 
-def test_kernels_of_libraries_are_launched_on_as_few_streams_as_can_be() -> None:
+def test_kernels_of_libraries_are_gathered_on_one_stream() -> None:
     """A chain of products, each behind a kernel of its own that waits for nothing: whatever streams a policy gives."""
     graph = replace(graph_with_edges(8, [(0, 4), (1, 5), (4, 5), (2, 6), (5, 6), (3, 7), (6, 7)]), device="cuda:0")
     products = {4, 5, 6, 7}

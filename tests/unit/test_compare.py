@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.__main__ import main
-from bench.compare import BROKEN, FASTER, GONE, SAME, SLOWER, compare, verdict
+from bench.compare import BROKEN, FASTER, GONE, SAME, SLOWER, compare, groups, verdict
 from bench.samples import ABOUT, Results, Row, Samples, save
 from bench.stats import Ratio, beyond, center, process_noise, ratio, relative, usual_noise
 
@@ -96,6 +96,25 @@ def test_relative_to_a_base_a_slower_machine_is_no_regression() -> None:
     before, after = results(0), results(1, slower=1.08, drift=1.4)
     assert len(slower(before, after)) == 40
     assert slower(before, after, base="stock") == [("m0", "opara")]
+
+
+def test_a_variant_that_leaves_the_gpu_idle_is_compared_by_the_wall() -> None:
+    """Its wall time is never divided by another's time on the GPU, nor is it missed on that clock."""
+
+    def with_idle(seed: int) -> Results:
+        found = results(seed, cases=3)
+        idle = (
+            replace(row, backend="dynamo", samples=replace(row.samples, gpu=None, wall=(2e-4,) * 7))
+            for row in found.rows
+            if row.backend == "opara" and row.samples is not None
+        )
+        walls = (replace(row, samples=replace(row.samples, wall=(4e-4,) * 7)) for row in found.rows if row.samples)
+        return replace(found, rows=(*walls, *idle))
+
+    before = with_idle(0)
+    assert {m.backend for m in compare(before, with_idle(1), clock="gpu")} == {"stock", "opara"}
+    assert {m.backend for m in compare(before, with_idle(1))} == {"stock", "opara", "dynamo"}
+    assert groups(before, ("m0", "float16", 1), "dynamo", "stock", "best_clock") == [[0.5] * 7] * 3
 
 
 def test_what_is_gone_or_broken_is_not_accepted() -> None:
