@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.gathering import gathered
+from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from tests.strategies import graph_with_edges, scheduled_graphs
 
@@ -69,6 +70,36 @@ def test_a_chain_of_products_spread_over_streams_needs_one_workspace() -> None:
     assert found.stream == (0, 0, 0, 1, 0, 0, 2, 0, 0)
     assert found.waits[4] == (3,)
     assert found.waits[7] == (6,)
+
+
+def test_two_chains_of_products_need_two_workspaces() -> None:
+    """Two towers of three products, each product behind weights merged for it alone, dealt out to four streams."""
+    towers = [tuple(range(start, start + 6)) for start in (0, 6)]  # of each the weights of three products, the products
+    pairs = [(t[layer], t[3 + layer]) for t in towers for layer in range(3)]
+    pairs += [(t[layer], t[layer + 1]) for t in towers for layer in (3, 4)]
+    graph = graph_with_edges(13, [*pairs, (5, 12), (11, 12)])
+    products = {k for t in towers for k in t[3:]}
+    schedule = with_waits(graph, (0, 1, 2, 0, 1, 2, 1, 2, 3, 1, 2, 3, 3), (0, 6, 1, 7, 2, 8, 3, 9, 4, 10, 5, 11, 12))
+    assert used_by(schedule, products) == {0, 1, 2, 3}
+    found = gathered(schedule, products)
+    assert used_by(found, products) == {0, 1}
+    assert len({found.stream[k] for k in towers[0][3:]}) == len({found.stream[k] for k in towers[1][3:]}) == 1
+    assert found.streams <= 4
+
+
+def test_the_stream_with_most_products_is_the_first() -> None:
+    graph = graph_with_edges(5, [(1, 2), (2, 3), (0, 4), (3, 4)])
+    schedule = with_waits(graph, (0, 1, 1, 1, 0), (0, 1, 2, 3, 4))
+    found = gathered(schedule, {0, 1, 2, 3})
+    assert found.stream[1:4] == (0, 0, 0)
+    assert found.stream[0] == 1
+
+
+def test_what_inductor_generated_no_code_for_may_be_a_librarys() -> None:
+    graph = graph_with_edges(3, [])
+    kinds = ("triton", "extern", "cpp")
+    kernels = tuple(replace(k, kind=kind) for k, kind in zip(graph.kernels, kinds, strict=True))
+    assert library_kernels(replace(graph, kernels=kernels)) == {1}
 
 
 def test_products_side_by_side_stay_so() -> None:
