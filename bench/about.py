@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-PRIVATE = ("--out", "--record", "--commit", "--caches")  # options whose values say where, not what
+PRIVATE = ("--out", "--record", "--commit", "--caches", "--go-on")  # options whose values say where, not what
 
 
 def command(arguments: Sequence[str], program: str = "python -m bench") -> str:

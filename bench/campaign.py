@@ -11,7 +11,7 @@ but the folder. Run it again with the same folder and it goes on where it stoppe
    and warm up their cases at once; whoever profiles, searches or is timed is alone on its GPU, the others stopped.
 
 First calls are not reported: they shared the machine. `bench run --compile-times` measures them apart.
-`rows.ndjson` is what counts: carry it (not the caches) to another machine of the same kind to go on there.
+To go on where the folder is gone, on another machine of the same kind, say `--go-on` with the results it made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import argparse
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from bench.kept import Kept
 from bench.measuring import DTYPES, add_planted, progress_bar
 from bench.precompile import compiled, precompile, program, programs
 from bench.run import Job
-from bench.samples import Row, save
+from bench.samples import Row, loaded, save
 from bench.summary import case_table, problems
 from bench.tables import console
 from bench.turns import in_turns
@@ -138,6 +138,9 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     parser.add_argument("--retry", action="store_true", help="measure again what could not be reported")
     parser.add_argument("--commit", help="commit to record, where git cannot tell")
+    parser.add_argument(
+        "--go-on", type=Path, metavar="FILE", help="results of such a run at the same commit: measure what they lack"
+    )
     parser.set_defaults(command=main)
 
 
@@ -153,6 +156,8 @@ def main(chosen: argparse.Namespace) -> int:
     if chosen.retry:
         kept.drop_problems()
     about = environment(chosen.commit)
+    if chosen.go_on is not None and not _went_before(chosen.go_on, about, kept, output):
+        return 2
     gpus = tuple(chosen.gpus or visible_gpus()) if on_gpu else ()
     each = preparing(chosen.prepare, len(gpus), os.cpu_count() or 1)
     caches = str((chosen.out / "caches").resolve())
@@ -179,6 +184,21 @@ def main(chosen: argparse.Namespace) -> int:
         output.print("the budget ended: run the same command again to go on")
         return 3
     return 1 if failed else 0
+
+
+def _went_before(path: Path, about: Mapping[str, Any], kept: Kept, output: Console) -> bool:
+    """Keep the rows of the results at `path` as well; False, and why, if they do not go with those measured here."""
+    found = loaded((path,), output.print)
+    if found is None:
+        return False
+    (results,) = found
+    for name in ("commit", "device", "driver", "torch", "cuda"):
+        if results.about[name] != about[name]:
+            output.print(f"--go-on {path.name}: its {name} is {results.about[name]}, here it is {about[name]}")
+            return False
+    known = {(*row.case, row.process) for row in kept.rows}
+    kept.add(row for row in results.rows if (*row.case, row.process) not in known)
+    return True
 
 
 def _compile(

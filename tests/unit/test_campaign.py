@@ -149,6 +149,29 @@ def test_it_compiles_first_stops_and_goes_on(fakes: list[str], tmp_path: Path) -
     assert str(tmp_path) not in str(results.about["command"])
 
 
+def test_it_goes_on_from_results_where_the_folder_is_gone(
+    fakes: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fakes.append("stop")
+    assert main(["campaign", "--out", str(tmp_path / "gone"), "--commit", "abc1234", *SMALL]) == 3
+    fakes.clear()
+    results = str(tmp_path / "gone" / "results.json")
+    command = ["campaign", "--out", str(tmp_path / "new"), "--go-on", results, *SMALL]
+    assert main([*command, "--commit", "def5678"]) == 2
+    assert "its commit is abc1234, here it is def5678" in capsys.readouterr().out
+    assert fakes == []
+    for expected in (["measure two_tower 1", "measure deepfm 1"], []):
+        fakes.clear()
+        assert main([*command, "--commit", "abc1234"]) == 0
+        assert [text for text in fakes if text.startswith("measure")] == expected
+    whole = load(tmp_path / "new" / "results.json")
+    assert sorted({(row.model, row.process) for row in whole.rows}) == [
+        (model, process) for model in ("deepfm", "two_tower") for process in (0, 1)
+    ]
+    assert len(whole.rows) == 2 * len(load(tmp_path / "gone" / "results.json").rows)
+    assert "go-on" not in str(whole.about["command"])
+
+
 def test_what_was_not_compiled_in_time_is_left_for_the_next_run(
     fakes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
