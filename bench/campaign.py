@@ -120,7 +120,12 @@ def preparing(asked: int | None, gpus: int, cores: int) -> int:
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `campaign`."""
     parser = commands.add_parser("campaign", help="the full run within a budget of minutes; resumable")
-    parser.add_argument("--minutes", type=float, default=18.0, help="the whole budget; default 18")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=18.0,
+        help="the whole budget, but for a minute that what has begun may take; default 18",
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("campaign"), metavar="FOLDER", help="default campaign; run again to go on"
     )
