@@ -87,6 +87,13 @@ def test_two_chains_of_products_need_two_workspaces() -> None:
     assert found.streams <= 4
 
 
+def test_a_stream_more_is_not_taken_to_gather_on_fewer() -> None:
+    """Products 1 and 3 could follow each other if 2 had a third stream: none is allowed that was not there."""
+    graph = graph_with_edges(4, [(1, 3)])
+    schedule = with_waits(graph, (0, 1, 1, 0), range(4))
+    assert gathered(schedule, {1, 3}) == schedule
+
+
 def test_the_stream_with_most_products_is_the_first() -> None:
     graph = graph_with_edges(5, [(1, 2), (2, 3), (0, 4), (3, 4)])
     schedule = with_waits(graph, (0, 1, 1, 1, 0), (0, 1, 2, 3, 4))
