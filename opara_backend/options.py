@@ -57,6 +57,12 @@ class Options:
     annotate: bool = False
     given: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
+    @property
+    def order(self) -> str:
+        """The launch order of a policy by name. On one stream nothing runs beside anything, and an order that nobody
+        asked for would only take memory: there it is the program's."""
+        return "program" if self.policy == "sequential" and "launch_order" not in self.given else self.launch_order
+
 
 @dataclass(frozen=True)
 class _Accepts:
@@ -72,7 +78,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "policy": _Accepts(
         "stream allocation; auto tries several and keeps the best", lambda: ("auto", *policies.policy_names())
     ),
-    "launch_order": _Accepts("launch order, where a policy is named", policies.order_names),
+    "launch_order": _Accepts("launch order, where a policy is named; with sequential `program`", policies.order_names),
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),
     "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
     "search_seconds": _Accepts("about how long they are timed against each other", low=0.0, high=3600.0),

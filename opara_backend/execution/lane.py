@@ -98,7 +98,6 @@ class CudaLane:
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.device = torch.device(runtime.graph.device)
-        self._index = self.device.index
         self._lock = threading.RLock()  # an operator may call the compiled model it is part of
         self._captures = Captures(runtime.options.max_captures, runtime.record.forget)
         self._decided: OrderedDict[Key, tuple[Runtime, Plan]] = OrderedDict()  # for the same shape at other addresses
@@ -121,7 +120,7 @@ class CudaLane:
                 "a model compiled on CUDA was called in a forked process; CUDA does not survive a fork: "
                 "start workers with the 'spawn' method and compile there"
             )
-        if upstream.current_device() == self._index:
+        if upstream.current_device() == self.device.index:
             return self._called(key, args)
         with torch.cuda.device(self.device):
             return self._called(key, args)
@@ -157,7 +156,7 @@ class CudaLane:
 
     def _follow_last_call(self) -> torch.cuda.Stream:
         """Order this call behind the last one: they share static inputs, an arena and the program's state."""
-        key = upstream.current_stream_key(self._index)
+        key = upstream.current_stream_key(self.device.index)
         if self._last_stream is not None and key is not None and key == self._last_key:
             return self._last_stream
         stream = torch.cuda.current_stream(self.device)

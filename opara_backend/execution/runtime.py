@@ -54,7 +54,6 @@ class Runtime:
         self.record.lowered()
         self._lock = threading.Lock()
         self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
-        self._on_cpu = graph.device == "cpu"
         self._scalars: tuple[int, ...] | None = None
         self._has_shapes = True  # whether calls can differ in shape; known from the first one on
         self._refused: Fallback | None = None
@@ -71,7 +70,7 @@ class Runtime:
         args.clear()
         if listeners.get():
             publish(self.record)
-        if self._on_cpu:
+        if self.graph.device == "cpu":
             self.record.other_calls += 1
             self.refuse_again()
             if not self.plannable:
@@ -80,9 +79,8 @@ class Runtime:
             found = self._executables.get(key)
             if found is None:
                 return self._first_call(key, given)
-            if key:
-                with contextlib.suppress(KeyError):  # another thread may just have displaced it
-                    self._executables.move_to_end(key)
+            with contextlib.suppress(KeyError):  # another thread may just have displaced it
+                self._executables.move_to_end(key)
             return found(given)
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
@@ -144,7 +142,7 @@ class Runtime:
             width, over = chosen.streams, chosen.in_place
             return candidates(graph, profile, count=chosen.candidates, streams=width, near=near, in_place=over)
         policy = "opara" if chosen.policy == "auto" else chosen.policy
-        return (build(graph, profile, policy=policy, launch_order=chosen.launch_order, streams=chosen.streams),)
+        return (build(graph, profile, policy=policy, launch_order=chosen.order, streams=chosen.streams),)
 
     def plan(self, graph: KernelGraph, profile: Profile, schedule: Schedule, *, captured: bool) -> Plan:
         """Place the buffers of `graph` (sizes bound) for `schedule`, and check the placement.

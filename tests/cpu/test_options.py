@@ -200,6 +200,14 @@ def test_one_wrong_option_among_right_ones_is_found() -> None:
     assert "'streams'" in refused({"policy": "opara", "max_autotune": True, "streams": 0})
 
 
+def test_one_stream_runs_in_program_order_unless_another_is_asked_for() -> None:
+    chosen, _ = parse({"policy": "sequential"}, None)
+    assert chosen.order == "program"
+    for policy, order in (("sequential", "opara"), ("nimble", "critical_path")):
+        assert parse({"policy": policy, "launch_order": order}, None)[0].order == order
+    assert parse({"policy": "nimble"}, None)[0].order == Options.launch_order
+
+
 def test_hyphens_are_underscores_as_for_torch_compile() -> None:
     chosen, passed = parse({"launch-order": "program", "max-autotune": True}, None)
     assert chosen.launch_order == "program"

@@ -60,18 +60,16 @@ def test_arguments(name: str, layout: torch.memory_format, dtype: torch.dtype) -
     assert (record.replays, record.fallbacks) == (2, [])
 
 
-@pytest.mark.parametrize(("order", "times"), [("program", 4), ("opara", 3)])
-def test_outputs_are_planned_and_written_over(order: str, times: int) -> None:
+def test_outputs_are_planned_and_written_over() -> None:
     """Nothing is left for a convolution to allocate, so a chain of them needs memory for a few outputs, not for all.
 
-    On one stream. In program order each weight is laid out for cuDNN just before it is needed, else all may be before.
+    On one stream: with several, weights are laid out for cuDNN side by side, before they are needed.
     """
     model = nn.Sequential(*(nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.ReLU()) for _ in range(12)))
     model = model.to("cuda", torch.float16).eval()
     x = torch.randn(1, 64, 32, 32, device="cuda", dtype=torch.float16)
     with torch.no_grad(), collect() as records:
-        options = only(policy="sequential", launch_order=order, remember=False)
-        call = torch.compile(model, backend="opara", fullgraph=True, options=options)
+        call = torch.compile(model, backend="opara", fullgraph=True, options=only(policy="sequential", remember=False))
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x), rtol=5e-3, atol=5e-3)
     (record,) = records
@@ -81,7 +79,7 @@ def test_outputs_are_planned_and_written_over(order: str, times: int) -> None:
     written = {n for k in kernels for n in k.writes}
     assert len(written) == 12
     assert written <= {buffer.name for buffer in record.graph.buffers if buffer.planned}
-    assert plan.memory.requested_bytes > times * plan.memory.arena_bytes
+    assert plan.memory.requested_bytes > 4 * plan.memory.arena_bytes
 
 
 @pytest.mark.parametrize("setting", ["benchmark", "deterministic"])
