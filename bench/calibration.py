@@ -40,7 +40,7 @@ GRID: Mapping[str, tuple[float, ...]] = MappingProxyType(
 NOISE = 0.003  # the same schedules measured in two sessions differed by this, median of ten graphs (0.0015 to 0.05)
 REPEATS = 20
 GOOD = 0.8
-TRIED, WIDTH = 6, 8  # the defaults of the options `candidates` and `streams`
+TRIED, WIDTH = 8, 8  # the defaults of the options `candidates` and `streams`
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ class Options:
     policy: str = "auto"
     launch_order: str = "opara"
     streams: int = 8
-    candidates: int = 6
-    search_seconds: float = 1.0
+    candidates: int = 8
+    search_seconds: float = 2.5
     cuda_graph: bool = True
     copy_outputs: bool = True
     max_captures: int = 16
@@ -81,7 +81,9 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "launch_order": _Accepts("launch order, where a policy is named; with sequential `program`", policies.order_names),
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),
     "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
-    "search_seconds": _Accepts("about how long they are timed against each other", low=0.0, high=3600.0),
+    "search_seconds": _Accepts(
+        "about how long profiling and trying them may take; four are tried anyway", low=0.0, high=3600.0
+    ),
     "cuda_graph": _Accepts("capture into a CUDA Graph and replay it"),
     "copy_outputs": _Accepts("give the caller outputs of its own; False hands out memory the next call overwrites"),
     "max_captures": _Accepts("captured graphs kept per compiled graph, least recently used evicted", low=1, high=4096),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Tried = list[tuple[Schedule, float]]
 
 # Bytes of arena that may be held twice while schedules are compared: for more, up to 10 MiB, the allocator takes 20.
@@ -46,6 +49,7 @@ STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is sear
 # Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
 # tenth of that one and of what the graph reads where it lies (weights, mostly) as well.
 MORE_ARENA = 32 << 20
+LEAST = 4  # schedules tried however long that takes
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,8 @@ def _search(
 def _tried(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
 ) -> tuple[list[Plan], list[float]]:
-    """Plans for all schedules that are to be tried, and the seconds a replay of each took: 0 for the only one."""
-    record = runtime.record
+    """Plans for all schedules that were tried, and the seconds a replay of each took: 0 for the only one."""
+    record, deadline = runtime.record, time.perf_counter() + runtime.options.search_seconds
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
         profile, chained = profile_on_cuda(
@@ -125,11 +129,19 @@ def _tried(
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near)
     with record.stage("plan"):
-        planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in schedules]
+        planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in _in_time(schedules, deadline)]
     plans = affordable(planned, arguments.static_bytes())
-    seconds = _race(runtime, plans, chain, chained, arguments, memory) if len(plans) > 1 else [0.0]
+    seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
-    return plans, seconds
+    return plans[: len(seconds)], seconds
+
+
+def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
+    """`items` until `deadline` (`time.perf_counter`), but `LEAST` in any case."""
+    for index, item in enumerate(items):
+        if index >= LEAST and time.perf_counter() > deadline:
+            return
+        yield item
 
 
 def affordable(plans: Sequence[Plan], static_bytes: int) -> list[Plan]:
@@ -154,8 +166,10 @@ def _race(
     chained: CapturedGraph,
     arguments: StaticArguments,
     memory: Memory,
+    deadline: float,
 ) -> list[float]:
-    """Seconds per replay of each of `plans`; `chained` is `chain`, captured already."""
+    """Seconds per replay of each of `plans`, or of the first ones where time is short; `chained` is `chain`, captured
+    already."""
     record = runtime.record
     needed, held = max(plan.memory.arena_bytes for plan in plans), chained.arena.nbytes
     keep = needed <= held or held <= HELD_TWICE
@@ -165,12 +179,12 @@ def _race(
     widest = memory.supply(needed)  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         racing = []
-        for plan in plans:
+        for plan in _in_time(plans, deadline):
             there = keep and plan.schedule == chain.schedule  # one stream in program order
             racing.append(chained if there else capture_plan(runtime.program, plan, arguments, memory))
     del widest  # from now on it lives as long as a graph that works in it
     with record.stage("search"):
-        seconds = seconds_per_replay(racing, runtime.options.search_seconds)
+        seconds = seconds_per_replay(racing, deadline - time.perf_counter())
     for captured in racing:
         captured.reset()
     return seconds

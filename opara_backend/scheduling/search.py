@@ -4,13 +4,14 @@ Takes: a KernelGraph and its Profile, how many candidates may be tried, a width.
 stream first, then the most promising. Must not change: anything. Imports no torch. Deterministic.
 
 The simulator only decides what is worth measuring; what is kept is decided by what the device took (`kept`). One stream
-is always among the candidates, so the result is never slower than the same kernels in a row.
+is always among the candidates, so the result is never slower than the same kernels in a row. Where kernels fill the
+GPU the simulator knows little, so the schedules that others would have made are among them as well (`RIVALS`).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 
 from opara_backend.kernel_graph import KernelGraph
@@ -19,7 +20,7 @@ from opara_backend.scheduling.in_place import written_in_place
 from opara_backend.scheduling.launch_order import random
 from opara_backend.scheduling.policies import build, draft, in_a_row, stream_policy
 from opara_backend.scheduling.schedule import Schedule, verify
-from opara_backend.scheduling.simulator import simulate
+from opara_backend.scheduling.simulator import simulator
 
 Dish = tuple[str, str, int | None]
 """A policy, a launch order and a number of streams; None stands for the width allowed."""
@@ -47,7 +48,10 @@ MENU: tuple[Dish, ...] = (
     ("just_in_time", "critical_path", 2),
     ("wavefront", "critical_path", None),
     ("wavefront", "program", 4),
+    ("wavefront", "opara", None),
 )
+# What a user gets who names a policy. The first is the paper's own.
+RIVALS: tuple[Dish, ...] = (("opara", "opara", None), ("nimble", "opara", None), ("wavefront", "opara", None))
 RANDOM_CANDIDATES = 240
 FEW = 3  # candidates of several streams from which on one is tried with kernels that write in place, too
 NOISE = 1.005  # times the fastest: what is measured closer together changes places when measured again
@@ -62,8 +66,9 @@ def candidates(
     near: Schedule | None = None,
     in_place: bool = True,
 ) -> tuple[Schedule, ...]:
-    """At most `count` different schedules on at most `streams` streams: one stream, then the best predicted.
+    """At most `count` different schedules on at most `streams` streams: one stream, the best predicted, `RIVALS`.
 
+    Half of them are the best predicted; then come the rivals, and others as predicted.
     near: what won for other sizes of the same graph. It comes second, and half as many others are tried beside it.
     in_place: where kernels could write over more of what they read if they waited for others, the best predicted comes
     that way as well, last.
@@ -75,11 +80,14 @@ def candidates(
     sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     dishes: dict[tuple[object, ...], Dish] = {}
+    rivals: set[tuple[object, ...]] = set()
     for dish in MENU:
         schedule = _built(graph, profile, dish, streams)
         if schedule is not None and schedule.streams > 1:
             others.setdefault(schedule.launches, schedule)
             dishes.setdefault(schedule.launches, dish)
+            if dish in RIVALS:
+                rivals.add(schedule.launches)
     if others:  # else there is nothing to run side by side
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
@@ -89,7 +97,9 @@ def candidates(
     ranked = list(others.values())
     device = profile.device
     if device is not None and len(ranked) >= count:
-        ranked.sort(key=lambda schedule: simulate(graph, profile, schedule, device).makespan)
+        predicted = simulator(graph, profile, device)
+        ranked.sort(key=lambda schedule: predicted(schedule).makespan)
+        ranked = _rivals_in_front(ranked, rivals, count // 2)
     ranked = ranked[: max(0, count - 1)]
     waiting = written_in_place(graph) if in_place and len(ranked) >= FEW and ranked[0].launches in dishes else graph
     if waiting is not graph:
@@ -115,6 +125,12 @@ def kept(
         return (workspaces, arenas[i], candidates[i].streams, seconds[i], i)
 
     return min(alike, key=cost)
+
+
+def _rivals_in_front(ranked: Sequence[Schedule], rivals: Set[tuple[object, ...]], best: int) -> list[Schedule]:
+    """`ranked` with those whose launches are among `rivals` brought forward, behind the `best` first."""
+    rest = sorted(ranked[best:], key=lambda schedule: schedule.launches not in rivals)
+    return [*ranked[:best], *rest]
 
 
 def _built(graph: KernelGraph, profile: Profile, dish: Dish, streams: int) -> Schedule | None:

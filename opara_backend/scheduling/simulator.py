@@ -21,7 +21,7 @@ than alone), clocks. README.md says what these would change.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from opara_backend.kernel_graph import KernelGraph
@@ -59,8 +59,16 @@ def simulate(
     graph: KernelGraph, profile: Profile, schedule: Schedule, device: DeviceSpec, costs: CostModel | None = None
 ) -> Timeline:
     """Run `schedule` through the model. O(kernels x waves x kernels side by side)."""
-    costs = costs or CostModel()
-    return _Run(graph, [kernel_cost(k, device, costs) for k in profile.kernels], schedule, costs).timeline()
+    return simulator(graph, profile, device, costs)(schedule)
+
+
+def simulator(
+    graph: KernelGraph, profile: Profile, device: DeviceSpec, costs: CostModel | None = None
+) -> Callable[[Schedule], Timeline]:
+    """`simulate` for many schedules of one graph: what its kernels cost is worked out once."""
+    model = costs or CostModel()
+    cost = [kernel_cost(kernel, device, model) for kernel in profile.kernels]
+    return lambda schedule: _Run(graph, cost, schedule, model).timeline()
 
 
 def simulate_with_room(graph: KernelGraph, profile: Profile, schedule: Schedule, costs: CostModel) -> Timeline:

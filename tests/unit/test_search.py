@@ -50,18 +50,28 @@ def test_one_stream_comes_first_and_the_others_are_valid_and_different(
 
 
 @given(gpu_schedules(), WIDTHS)
-def test_the_others_are_those_of_the_menu_that_are_predicted_best(problem: Scheduled, streams: int) -> None:
+def test_half_are_those_of_the_menu_that_are_predicted_best(problem: Scheduled, streams: int) -> None:
     graph, profile, _ = problem
 
     def predicted(schedule: Schedule) -> float:
         return simulate(graph, profile, schedule, GPU).makespan
 
-    found = [predicted(schedule) for schedule in candidates(graph, profile, count=6, streams=streams)[1:]]
+    found = [predicted(schedule) for schedule in candidates(graph, profile, count=8, streams=streams)[1:]]
     menu = {schedule.launches: predicted(schedule) for schedule in by_hand(graph, profile, streams)}
-    if len(menu) > 5:
-        assert found == sorted(menu.values())[:5]
+    if len(menu) > 7:
+        assert found[:4] == sorted(menu.values())[:4]
     else:
         assert set(menu.values()) <= set(found), "random ones fill up"
+
+
+@given(gpu_schedules(), WIDTHS)
+def test_with_what_a_policy_by_name_makes_among_them(problem: Scheduled, streams: int) -> None:
+    """So that nothing that can be asked for by name is faster, however wrong the prediction is."""
+    graph, profile, _ = problem
+    found = {schedule.launches for schedule in candidates(graph, profile, count=8, streams=streams)}
+    for policy in ("opara", "nimble", "wavefront"):
+        named = build(graph, profile, policy=policy, launch_order="opara", streams=streams)
+        assert named.streams == 1 or named.launches in found
 
 
 def test_without_a_gpu_they_come_in_the_order_of_the_menu() -> None:
@@ -91,7 +101,9 @@ def test_the_best_predicted_is_tried_with_kernels_that_write_in_place_too() -> N
     places = [{p.buffer: p.offset for p in plan.placements} for plan in plans]
     assert [place["b0"] == place["b7"] for place in places] == [False, True]
     for count in (1, 2, 3):
-        assert candidates(graph, FORK_PROFILE, count=count, streams=8) == without[:count]
+        assert candidates(graph, FORK_PROFILE, count=count, streams=8) == candidates(
+            FORK, FORK_PROFILE, count=count, streams=8
+        )
 
 
 def on(streams: int) -> Schedule:
