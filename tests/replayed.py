@@ -1,19 +1,23 @@
 """What a captured graph does with arguments, arena and outputs, on the CPU: its kernels are run again for every call.
 
-Takes: calls of compiled models while `replayed` is in place. Gives: the first call of a shape as it is; every later one
-in the order of a schedule, reading copies of the arguments, in an arena, outputs copied out. Must not change: anything
-else. What only CUDA does (streams, capture) is not shown.
+Takes: calls of compiled models while `replayed` is in place. Gives: the first call of a shape as the lane runs it;
+every later one in the order of a schedule, reading copies of the arguments, in an arena, outputs copied out. Must not
+change: anything else. What only CUDA does (streams, capture, pools of memory) is not shown.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from opara_backend.execution import host
 from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.first_run import observe_apart
 from opara_backend.execution.host import Arena
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Activation
@@ -44,7 +48,7 @@ class Replayed:
                 run.release[name]()
             run.tasks[kernel]()
         run.advance()
-        outputs = OutputSpec(self.runtime.program, self.graph, run.outputs, self.arguments)
+        outputs = OutputSpec(self.runtime.program, self.graph, run.outputs, self.arguments.values)
         self.arguments.store(args)
         self.replays += 1
         return outputs.collect(args)
@@ -56,10 +60,12 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
     made: list[Replayed] = []
 
     def first_call(self: Runtime, key: tuple[Any, ...], args: Sequence[Any]) -> tuple[Any, ...]:
-        seen = host.observe(self.program, args, self.lives)
+        seen = observe_apart(self.program, self.graph, args, self.lives)
         made.append(Replayed(self, self.graph.bind(seen.nbytes), seen.durations, args))
         self._executables[key] = made[-1]
         return seen.outputs
 
+    monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(snapshot=list))
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", contextlib.nullcontext)
     monkeypatch.setattr(Runtime, "_first_call", first_call)
     return made

@@ -23,6 +23,7 @@ from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
+from opara_backend.execution.first_run import leaves_nothing, observe_apart
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
@@ -220,12 +221,16 @@ class CudaLane:
             return self._first_call_of(key, args, worth)
 
     def _first_call_of(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
+        program, graph, lives = self.runtime.program, self.runtime.graph, self.runtime.lives
         with self.runtime.record.stage("first_run"):
-            seen = host.observe(self.runtime.program, args, self.runtime.lives)
+            if worth and leaves_nothing(graph):
+                seen = observe_apart(program, graph, args, lives)
+            else:
+                seen = host.observe(program, args, lives)
         self._warm = True
         if not worth:
             return seen.outputs
-        graph = self.runtime.graph.bind(seen.nbytes)
+        graph = graph.bind(seen.nbytes)
         try:
             self._capture(key, graph, args)
         except OparaFallbackError:
@@ -272,7 +277,7 @@ class CudaLane:
                 kept = self._search(key, graph, arguments, memory, alone=decided is not None)
         program, plan, captured = kept.runtime.program, kept.plan, kept.captured
         self._pool = captured.pool  # another than it was meant to be, where somebody invalidated the first attempt
-        outputs = OutputSpec(program, plan.graph, captured.outputs or (), arguments)
+        outputs = OutputSpec(program, plan.graph, captured.outputs or (), arguments.values)
         arguments.let_go()
         kind = _NamedCaptured if self.runtime.options.annotate else _Captured
         self._captures.add(key, kind(captured, arguments, outputs, self._loans, self.runtime.name))

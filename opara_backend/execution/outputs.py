@@ -1,6 +1,7 @@
 """Outputs out of a captured graph: copies that belong to the caller, or loans that end with the next call.
 
-Takes: what the program returned during capture. Gives: what to return after each replay.
+Takes: what the program returned during capture, and the arguments it was captured with. Gives: what to return after
+each replay.
 Must not change: what aliases what. An output that is an argument comes back as that argument, views of one buffer
 share memory.
 """
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 
 from opara_backend import upstream
-from opara_backend.execution.arguments import StaticArguments, copier, flat_view
+from opara_backend.execution.arguments import copier, flat_view
 from opara_backend.execution.program import Program
 from opara_backend.kernel_graph import KernelGraph
 
@@ -93,7 +94,7 @@ class OutputSpec:
     not tell.
     """
 
-    def __init__(self, program: Program, graph: KernelGraph, outputs: Sequence[Any], static: StaticArguments) -> None:
+    def __init__(self, program: Program, graph: KernelGraph, outputs: Sequence[Any], args: Sequence[Any]) -> None:
         kinds = {b.name: b.kind for b in graph.buffers}
         position = {name: i for i, name in enumerate(program.inputs)}
         self._recipe: list[tuple[str, Any]] = []
@@ -117,7 +118,7 @@ class OutputSpec:
                 whole = (value.dtype, value.size(), value.stride()) == (source.dtype, source.size(), source.stride())
                 self._recipe.append(("whole" if whole and not (view.offset or view.conj or view.neg) else "part", view))
             else:
-                self._recipe.append(("argument", _view(position[root], value, static.values[position[root]])))
+                self._recipe.append(("argument", _view(position[root], value, args[position[root]])))
         sources = [recipe.source if kind == "whole" else None for kind, recipe in self._recipe]
         self._as_copied = sources == list(range(len(self._sources)))
 

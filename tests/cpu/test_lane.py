@@ -17,7 +17,7 @@ from torch import nn
 
 from bench.counting import calls, instructions
 from opara_backend import upstream
-from opara_backend.execution import alternatives, cuda_graph, lane
+from opara_backend.execution import alternatives, cuda_graph, host, lane
 from opara_backend.execution.alternatives import Kept, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory
@@ -156,7 +156,7 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
         assert plan is plans[0]
         return captured
 
-    arguments = SimpleNamespace(written_static=lambda *_: [], let_go=lambda: None, expired=lambda: False)
+    arguments = SimpleNamespace(values=[], written_static=lambda *_: [], let_go=lambda: None, expired=lambda: False)
     arguments.accept = lambda args: False
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
@@ -189,6 +189,7 @@ def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
+    monkeypatch.setattr(lane, "leaves_nothing", lambda graph: False)  # plain runs in memory as it comes
 
 
 def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (), **options: object) -> CudaLane:
@@ -203,6 +204,23 @@ def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (
 
     program = Program(run, graph.to_json(), inputs=inputs)  # type: ignore[arg-type]
     return CudaLane(Runtime(program, graph, Options(**options)))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_only_a_run_that_a_capture_follows_is_in_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shape that may never come back is served as it comes, and copies no outputs."""
+    here, plain, apart = (
+        a_running_lane(),
+        Mock(wraps=host.observe),
+        Mock(side_effect=lambda p, g, *more: plain(p, *more)),
+    )
+    monkeypatch.setattr(host, "observe", plain)
+    monkeypatch.setattr(lane, "observe_apart", apart)
+    monkeypatch.setattr(lane, "leaves_nothing", lambda graph: True)
+    monkeypatch.setattr(here, "_capture", lambda *_: None)
+    found = [(here(key, []), apart.call_count)[1] for key in ((7,), (7,), ())]
+    assert found == [0, 1, 2]
+    assert plain.call_count == 3
 
 
 def served(parameters: int, **options: object) -> tuple[Runtime, list[torch.Tensor]]:
@@ -220,7 +238,7 @@ def served(parameters: int, **options: object) -> tuple[Runtime, list[torch.Tens
     args = [nn.Parameter(torch.zeros(4)) if name != "x" else torch.zeros(4) for name in position]
     arguments = StaticArguments(program, graph, args)
     replayed = SimpleNamespace(reset=lambda: None, replay=lambda stream: None)
-    outputs = OutputSpec(program, graph, (torch.zeros(4),), arguments)
+    outputs = OutputSpec(program, graph, (torch.zeros(4),), arguments.values)
     here._captures.add((), lane._Captured(replayed, arguments, outputs, here._loans))  # type: ignore[arg-type]
     return runtime, args
 

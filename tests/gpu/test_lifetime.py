@@ -99,6 +99,21 @@ def test_reset_then_call_again() -> None:
     assert all(r.replays == 2 and not r.fallbacks for r in records)
 
 
+def test_the_first_call_leaves_nothing_on_the_callers_stream() -> None:
+    """cuBLAS would keep a workspace of 32 MiB there for a stream that only replays from then on."""
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.inference_mode(), torch.cuda.stream(stream):
+        call = torch.compile(model, backend="opara", options={"candidates": 2})
+        found = [call(x) for _ in range(3)]
+    torch.cuda.synchronize()
+    held = [s["total_size"] for s in torch.cuda.memory_snapshot() if s["stream"] == stream.cuda_stream]
+    assert sum(held) <= 8 * 2**20, held  # outputs, and copies of the input
+    with torch.inference_mode():
+        torch.testing.assert_close(found, [model(x)] * 3, rtol=1e-3, atol=1e-4)
+
+
 def test_dropped_models_that_python_has_not_collected_hold_no_graphs() -> None:
     """A class made for one model is part of a reference cycle, and with it all that was compiled for its code."""
 

@@ -1,0 +1,57 @@
+"""The first call of a shape that is about to be captured: a plain run in memory that goes back when it is over.
+
+Takes: a Program, its KernelGraph, the arguments of a call. Gives: what the run showed, its outputs in memory of the
+caller's. Must not change: anything but what the program itself writes, and cuBLAS's workspaces, which are forgotten.
+
+cuBLAS keeps a workspace (32 MiB on Hopper GPUs) for each stream that has called it. The caller's stream calls it this
+once, as replays work in the graph's own. So the run allocates from a pool that ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from opara_backend.execution import cuda_graph, host
+from opara_backend.execution.host import Observed
+from opara_backend.execution.outputs import OutputSpec
+from opara_backend.execution.program import Program
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import Lifetimes
+
+log = logging.getLogger(__name__)
+
+# Calls of torch's and of our own, which neither run a compiled model nor keep what they allocate. Others may.
+KNOWN_CALLS = ("extern_kernels.", "torch.ops.aten.", "aten.", "torch.ops.opara_backend.", "convolution_out")
+
+
+ROOM = 4  # one part in so many of the device must be free: meanwhile torch does not give back what it has cached
+
+
+def leaves_nothing(graph: KernelGraph) -> bool:
+    """True if a run of `graph` can be told to allocate from a pool that ends with it."""
+    if not all(kernel.kind == "triton" or kernel.call.startswith(KNOWN_CALLS) for kernel in graph.kernels):
+        return False
+    free, total = torch.cuda.mem_get_info(graph.device)
+    return torch.cuda.get_allocator_backend() == "native" and free >= total // ROOM
+
+
+def observe_apart(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
+    """`host.observe` on the current stream of the current device; what it allocates, outputs excepted, is given back.
+
+    For programs of which `leaves_nothing` is true. Call it with `cuda_graph.EXCLUSIVE` held.
+    """
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        seen = host.observe(program, args, lives)
+    try:
+        seen = replace(seen, outputs=OutputSpec(program, graph, seen.outputs, args).collect(args))
+    except torch.OutOfMemoryError:
+        log.info("no memory for copies of outputs: what the first run allocated stays as long as they do")
+    if any(segment["allocated_size"] for segment in pool.snapshot()):  # there was no workspace before
+        cuda_graph.give_up_workspaces([torch.cuda.current_stream()])
+    return seen
