@@ -41,6 +41,7 @@ class Options:
     streams: int = 8
     candidates: int = 8
     search_seconds: float = 2.5
+    extra_memory: int = 256
     cuda_graph: bool = True
     copy_outputs: bool = True
     max_captures: int = 16
@@ -83,6 +84,11 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
     "search_seconds": _Accepts(
         "about how long profiling and trying them may take; four are tried anyway", low=0.0, high=3600.0
+    ),
+    "extra_memory": _Accepts(
+        "MiB that a schedule tried may take beyond a tenth more than one stream's arena, or workspaces of libraries",
+        low=0,
+        high=1 << 20,
     ),
     "cuda_graph": _Accepts("capture into a CUDA Graph and replay it"),
     "copy_outputs": _Accepts("give the caller outputs of its own; False hands out memory the next call overwrites"),
@@ -182,7 +188,7 @@ def without_effect(options: Mapping[str, Any] | None) -> list[str]:
     why = "which is not searched for: leave it out, or set policy to 'auto'"
     return [
         f"option {key!r} has no effect with policy {policy!r}, {why}"
-        for key in ("candidates", "search_seconds")
+        for key in ("candidates", "search_seconds", "extra_memory")
         if key in given
     ]
 

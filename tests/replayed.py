@@ -26,6 +26,9 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import build_profile
 
 
+NOTHING_FREED = {"allocated_bytes": {"all": {"freed": 0}}}
+
+
 class Replayed:
     """One shape, as `execution.lane` keeps it."""
 
@@ -67,5 +70,6 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
 
     monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(snapshot=list))
     monkeypatch.setattr(torch.cuda, "use_mem_pool", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: NOTHING_FREED)
     monkeypatch.setattr(Runtime, "_first_call", first_call)
     return made

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -32,6 +32,7 @@ from opara_backend.scheduling.gathering import library_kernels
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
+from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -56,11 +57,13 @@ LEAST = 4  # schedules tried however long that takes
 class Memory:
     """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`.
 
-    candidates: they are given up together, so library workspaces in `pool` serve them all.
+    needed: what libraries take of `pool`, by the first run of the first lowering. candidates: they are given up
+    together, so library workspaces in `pool` serve them all.
     """
 
     pool: Any
     supply: Supply
+    needed: Workspaces = NONE
     candidates: bool = False
 
 
@@ -102,7 +105,7 @@ def _search(
     Candidates work in a memory pool of their own, which goes with them: it holds what all of them need, on every stream
     that one of them uses, workspaces of libraries included.
     """
-    apart = Memory(torch.cuda.graph_pool_handle(), memory.supply, candidates=True)
+    apart = replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
     try:
         plans, seconds = _tried(runtime, graph, arguments, apart, near)
     finally:
@@ -127,10 +130,10 @@ def _tried(
             graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
     with record.stage("schedule"):
-        schedules = runtime.schedules(graph, profile, near)
+        schedules = runtime.schedules(graph, profile, near, memory.needed)
     with record.stage("plan"):
         planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in _in_time(schedules, deadline)]
-    plans = affordable(planned, arguments.static_bytes())
+    plans = affordable(planned, arguments.static_bytes(), runtime.options.extra_memory)
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
     return plans[: len(seconds)], seconds
@@ -144,15 +147,15 @@ def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
         yield item
 
 
-def affordable(plans: Sequence[Plan], static_bytes: int) -> list[Plan]:
+def affordable(plans: Sequence[Plan], static_bytes: int, extra: int) -> list[Plan]:
     """Those of `plans`, one stream first, that do not buy speed with much memory.
 
-    static_bytes: of arguments read where they lie. Weights that are laid out, scaled or merged at every call may all be
-    so at its beginning. That takes an arena as large as themselves, which the search would hold, and is hardly ever
-    fastest.
+    extra: MiB by which they may exceed the one stream's at most, beside a tenth. static_bytes: of arguments read where
+    they lie. Weights that are laid out, scaled or merged at every call may all be so at its beginning. That takes an
+    arena as large as themselves, which the search would hold, and is hardly ever fastest.
     """
     least = plans[0].memory.arena_bytes
-    limit = least + max(MORE_ARENA, (static_bytes + least) // 10)
+    limit = least + min(max(MORE_ARENA, (static_bytes + least) // 10), int(MORE * least) + (extra << 20))
     for plan in plans:
         if plan.memory.arena_bytes > limit:
             log.info("not tried: schedule %s in an arena of %d bytes", plan.schedule.policy, plan.memory.arena_bytes)

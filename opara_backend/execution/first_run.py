@@ -10,6 +10,8 @@ once, as replays work in the graph's own. So the run allocates from a pool that 
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,6 +24,8 @@ from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import Lifetimes
+from opara_backend.scheduling.gathering import library_kernels
+from opara_backend.scheduling.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +45,13 @@ def leaves_nothing(graph: KernelGraph) -> bool:
 
 
 def observe_apart(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
-    """`host.observe` on the current stream of the current device; what it allocates, outputs excepted, is given back.
+    """`observe_metered` on the current stream and device; what it allocates, outputs excepted, is given back.
 
     For programs of which `leaves_nothing` is true. Call it with `cuda_graph.EXCLUSIVE` held.
     """
     pool = torch.cuda.MemPool()
     with torch.cuda.use_mem_pool(pool):
-        seen = host.observe(program, args, lives)
+        seen = observe_metered(program, graph, args, lives)
     try:
         seen = replace(seen, outputs=OutputSpec(program, graph, seen.outputs, args).collect(args))
     except torch.OutOfMemoryError:
@@ -55,3 +59,35 @@ def observe_apart(program: Program, graph: KernelGraph, args: Sequence[Any], liv
     if any(segment["allocated_size"] for segment in pool.snapshot()):  # there was no workspace before
         cuda_graph.give_up_workspaces([torch.cuda.current_stream()])
     return seen
+
+
+def observe_metered(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
+    """`host.observe`, metering what calls of libraries allocate and free again: their workspaces.
+
+    What other threads free meanwhile counts as well.
+    """
+    libraries = library_kernels(graph)
+
+    def freed(kernel: int) -> int:
+        if kernel not in libraries:
+            return 0
+        counted: int = torch.cuda.memory_stats_as_nested_dict(graph.device)["allocated_bytes"]["all"]["freed"]
+        return counted
+
+    return host.observe(program, args, lives, freed)
+
+
+def workspaces(graph: KernelGraph, seen: Observed) -> Workspaces:
+    """What libraries need to run `graph`, by a run that was metered."""
+    return Workspaces(seen.metered, cublas_workspace_bytes(torch.device(graph.device)))
+
+
+def cublas_workspace_bytes(device: torch.device) -> int:
+    """Bytes of the workspace that torch gives cuBLAS on each stream, as `CUBLAS_WORKSPACE_CONFIG` says.
+
+    Its form is `:KiB:count`, repeated. Where it says nothing, torch's defaults: 32 MiB from Hopper on, before 8 MiB.
+    """
+    parts = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    if parts:
+        return sum(int(size) * int(count) for size, count in parts) << 10
+    return (32 << 20) if torch.cuda.get_device_capability(device) >= (9, 0) else (8 << 20) + (128 << 10)

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,11 +35,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Observed:
-    """What one run in program order showed: outputs, bytes of each buffer, seconds per kernel as the host sees it."""
+    """What one run in program order showed: outputs, bytes of each buffer, seconds per kernel as the host sees it.
+
+    metered: by how much the meter rose while a kernel was launched, of those during which it did.
+    """
 
     outputs: tuple[Any, ...]
     nbytes: dict[str, int]
     durations: tuple[float, ...]
+    metered: Mapping[int, int]
 
 
 Supply = Callable[[int], torch.Tensor]
@@ -138,22 +143,29 @@ class _OnDemand:
                     release[name]()
 
 
-def observe(program: Program, args: Sequence[Any], lives: Lifetimes | None = None) -> Observed:
+def observe(
+    program: Program, args: Sequence[Any], lives: Lifetimes | None = None, meter: Callable[[int], int] = lambda _: 0
+) -> Observed:
     """Run once in program order, each buffer in memory of its own: a plain run whose sizes and times are written down.
 
     lives: when each buffer is needed; without it all memory is held until the end, which is right for every program.
+    meter: asked before and behind each kernel, whose index it is given.
     """
     memory = _OnDemand(lives)
     activation = Activation(program, args, memory)
     durations: list[float] = []
+    metered: dict[int, int] = {}
     while activation.advance():
         for kernel in range(len(durations), len(activation.tasks)):
             memory.before(kernel)
+            before = meter(kernel)
             start = time.perf_counter()
             activation.tasks[kernel]()
             durations.append(time.perf_counter() - start)
+            if rise := meter(kernel) - before:
+                metered[kernel] = rise
             memory.behind(kernel, activation.release)
-    return Observed(activation.outputs, memory.nbytes, tuple(durations))
+    return Observed(activation.outputs, memory.nbytes, tuple(durations), MappingProxyType(metered))
 
 
 def run_unplanned(program: Program, args: Sequence[Any], lives: Lifetimes | None = None) -> tuple[Any, ...]:

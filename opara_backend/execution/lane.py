@@ -23,7 +23,7 @@ from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
-from opara_backend.execution.first_run import leaves_nothing, observe_apart
+from opara_backend.execution.first_run import leaves_nothing, observe_apart, observe_metered, workspaces
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
@@ -33,6 +33,7 @@ from opara_backend.profiling.profile import build_profile
 from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
+from opara_backend.scheduling.workspaces import Workspaces
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -223,16 +224,17 @@ class CudaLane:
     def _first_call_of(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
         program, graph, lives = self.runtime.program, self.runtime.graph, self.runtime.lives
         with self.runtime.record.stage("first_run"):
-            if worth and leaves_nothing(graph):
-                seen = observe_apart(program, graph, args, lives)
-            else:
+            if not worth:
                 seen = host.observe(program, args, lives)
+            else:
+                observe = observe_apart if leaves_nothing(graph) else observe_metered
+                seen = observe(program, graph, args, lives)
         self._warm = True
         if not worth:
             return seen.outputs
         graph = graph.bind(seen.nbytes)
         try:
-            self._capture(key, graph, args)
+            self._capture(key, graph, args, workspaces(graph, seen))
         except OparaFallbackError:
             raise
         except torch.OutOfMemoryError as error:
@@ -259,7 +261,7 @@ class CudaLane:
         self._uncaptured[key] = InOrder(self.runtime.program, plan)
         self.runtime.record.planned(key, plan, captured=False)
 
-    def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any]) -> None:
+    def _capture(self, key: Key, graph: KernelGraph, args: Sequence[Any], needed: Workspaces) -> None:
         program = self.runtime.program
         arguments = StaticArguments(program, graph, args)
         if self._loans is not None:  # all shapes share an arena; what was lent as an argument has just been copied
@@ -269,7 +271,7 @@ class CudaLane:
         # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
         cuda_graph.give_back_unused()
         decided_as = self.runtime.shape_of(key)
-        decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared)
+        decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared, needed)
         with state_kept(arguments.written_static(program, graph), graph):
             # Where the shape is known there is nothing to find out: the same kernels, read from other addresses.
             kept = capture_again(self.runtime, decided, graph, arguments, memory) if decided is not None else None

@@ -36,6 +36,7 @@ from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import candidates
+from opara_backend.scheduling.workspaces import NONE, Workspaces, admission
 
 log = logging.getLogger(__name__)
 
@@ -122,25 +123,36 @@ class Runtime:
                 self.record.forget(self._executables.popitem(last=False)[0])
         return seen.outputs
 
-    def schedules(self, graph: KernelGraph, profile: Profile, near: Schedule | None = None) -> tuple[Schedule, ...]:
+    def schedules(
+        self,
+        graph: KernelGraph,
+        profile: Profile,
+        near: Schedule | None = None,
+        needed: Workspaces = NONE,
+    ) -> tuple[Schedule, ...]:
         """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
 
-        near: what won for another shape of the same graph, if anything did.
+        near: what won for another shape of the same graph, if anything did. needed: what libraries take by stream; of
+        several schedules none takes more of it than the options allow.
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
         libraries = library_kernels(graph)
         found: dict[tuple[object, ...], Schedule] = {}
-        for schedule in self._as_asked(graph, profile, near):
+        for schedule in self._as_asked(graph, profile, near, needed):
             launched = gathered(schedule, libraries)
             found.setdefault(launched.launches, launched)
         return tuple(found.values())
 
-    def _as_asked(self, graph: KernelGraph, profile: Profile, near: Schedule | None) -> tuple[Schedule, ...]:
+    def _as_asked(
+        self, graph: KernelGraph, profile: Profile, near: Schedule | None, needed: Workspaces
+    ) -> tuple[Schedule, ...]:
         """The schedules as policies make them."""
         chosen = self.options
         if chosen.policy == "auto" and profile.device is not None:
             width, over = chosen.streams, chosen.in_place
-            return candidates(graph, profile, count=chosen.candidates, streams=width, near=near, in_place=over)
+            admits = admission(graph, needed, chosen.extra_memory << 20)
+            how: dict[str, Any] = {"count": chosen.candidates, "streams": width, "near": near, "in_place": over}
+            return candidates(graph, profile, admits=admits, **how)
         policy = "opara" if chosen.policy == "auto" else chosen.policy
         return (build(graph, profile, policy=policy, launch_order=chosen.order, streams=chosen.streams),)
 

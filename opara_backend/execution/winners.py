@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 1
 # Options that decide what a search finds; the others only change how calls are served.
-DECISIVE = ("policy", "order", "streams", "candidates", "search_seconds", "in_place")
+DECISIVE = ("policy", "order", "streams", "candidates", "search_seconds", "extra_memory", "in_place")
 
 
 @dataclass(frozen=True)

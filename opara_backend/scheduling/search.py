@@ -11,7 +11,7 @@ GPU the simulator knows little, so the schedules that others would have made are
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 
 from opara_backend.kernel_graph import KernelGraph
@@ -65,34 +65,41 @@ def candidates(
     streams: int,
     near: Schedule | None = None,
     in_place: bool = True,
+    admits: Callable[[Schedule], bool] = lambda schedule: True,
 ) -> tuple[Schedule, ...]:
     """At most `count` different schedules on at most `streams` streams: one stream, the best predicted, `RIVALS`.
 
     Half of them are the best predicted; then come the rivals, and others as predicted.
     near: what won for other sizes of the same graph. It comes second, and half as many others are tried beside it.
     in_place: where kernels could write over more of what they read if they waited for others, the best predicted comes
-    that way as well, last.
+    that way as well, last. admits: False for schedules of several streams that are not to be tried.
     """
-    if near is not None and 1 < near.streams <= streams and count > 1:
+    if near is not None and 1 < near.streams <= streams and count > 1 and admits(near):
         verify(graph, near)
-        first, *rest = candidates(graph, profile, count=max(2, count // 2 + 1), streams=streams, in_place=in_place)
-        return (first, near, *(other for other in rest if other.launches != near.launches))[:count]
+        tried, count = count, max(2, count // 2 + 1)
+        first, *rest = candidates(graph, profile, count=count, streams=streams, in_place=in_place, admits=admits)
+        return (first, near, *(other for other in rest if other.launches != near.launches))[:tried]
     sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     dishes: dict[tuple[object, ...], Dish] = {}
     rivals: set[tuple[object, ...]] = set()
+    refused = False
     for dish in MENU:
         schedule = _built(graph, profile, dish, streams)
-        if schedule is not None and schedule.streams > 1:
+        if schedule is None or schedule.streams == 1:
+            continue
+        if not admits(schedule):
+            refused = True
+        else:
             others.setdefault(schedule.launches, schedule)
             dishes.setdefault(schedule.launches, dish)
             if dish in RIVALS:
                 rivals.add(schedule.launches)
-    if others:  # else there is nothing to run side by side
+    if others and not refused:  # else there is nothing to run side by side, or hardly anything is admitted
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
                 break
-            if schedule.streams > 1:
+            if schedule.streams > 1 and admits(schedule):
                 others.setdefault(schedule.launches, schedule)
     ranked = list(others.values())
     device = profile.device
@@ -104,7 +111,8 @@ def candidates(
     waiting = written_in_place(graph) if in_place and len(ranked) >= FEW and ranked[0].launches in dishes else graph
     if waiting is not graph:
         patient = _built(waiting, profile, dishes[ranked[0].launches], streams)
-        if patient is not None and patient.streams > 1 and all(patient.launches != r.launches for r in ranked):
+        known = {schedule.launches for schedule in ranked}
+        if patient is not None and patient.streams > 1 and patient.launches not in known and admits(patient):
             ranked[count - 2 :] = [replace(patient, policy=f"{patient.policy}, in place")]
     return (sequential, *ranked)
 

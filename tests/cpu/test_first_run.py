@@ -96,9 +96,17 @@ def test_workspaces_are_forgotten_if_the_run_made_one(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(snapshot=lambda: segments))
     monkeypatch.setattr(torch.cuda, "use_mem_pool", use_mem_pool)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: allocated(next(counted)))
     monkeypatch.setattr(cuda_graph, "give_up_workspaces", lambda streams: events.append(f"without {streams}"))
-    graph = replace(graph_with_edges(1, []), outputs=())
-    first_run.observe_apart(SimpleNamespace(run=run, inputs=()), graph, [], None)  # type: ignore[arg-type]
+    counted = iter((100, 100 + 3 * 2**20))
+
+    def allocated(freed: int) -> dict[str, Any]:
+        return {"allocated_bytes": {"all": {"freed": freed}}}
+
+    graph = replace(calling("extern_kernels.convolution"), outputs=())
+    program: Any = SimpleNamespace(run=run, inputs=())
+    seen = first_run.observe_apart(program, graph, [], None)
+    assert seen.metered == {0: 3 * 2**20}, "allocated by the kernel and freed: its workspace"
     assert events == ["in", "kernel", "out", *(["without [7]"] if left else [])]
 
 
@@ -106,6 +114,23 @@ def calling(*calls: str) -> KernelGraph:
     graph = graph_with_edges(len(calls), [])
     kernels = zip(graph.kernels, calls, strict=True)
     return replace(graph, kernels=tuple(replace(kernel, kind="extern", call=call) for kernel, call in kernels))
+
+
+@pytest.mark.parametrize(
+    ("config", "capability", "expected"),
+    [
+        (":4096:2:16:8", (9, 0), (8 << 20) + (128 << 10)),
+        (":16:8", (9, 0), 128 << 10),
+        ("", (9, 0), 32 << 20),
+        ("", (8, 0), (8 << 20) + (128 << 10)),
+    ],
+)
+def test_the_workspace_of_cublas(
+    monkeypatch: pytest.MonkeyPatch, config: str, capability: tuple[int, int], expected: int
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", config)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert first_run.cublas_workspace_bytes(torch.device("cuda", 0)) == expected
 
 
 @pytest.mark.parametrize(

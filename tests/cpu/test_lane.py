@@ -29,6 +29,7 @@ from opara_backend.fallback import OparaFallbackError
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.options import Options
 from opara_backend.report.record import Timed, collect
+from opara_backend.scheduling.workspaces import NONE
 from tests.strategies import graph_with_edges
 
 
@@ -124,7 +125,7 @@ def test_a_pool_ends_with_its_last_graph_and_is_given_back(monkeypatch: pytest.M
             here._captures.add((), graph)
         graph.gone = step == "none any more"
         with pytest.raises(InterruptedError):
-            here._capture((), here.runtime.graph, [])
+            here._capture((), here.runtime.graph, [], NONE)
     assert happened == ["given back, 0 gone", 0, "given back, 0 gone", 0, "given back, 1 gone", 1]
 
 
@@ -170,7 +171,7 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
     kept: list[object] = []
     monkeypatch.setattr(here.runtime.record, "planned", lambda key, plan, **more: kept.append(plan.schedule))
     for key in ((1,), (1,), (2,)):
-        here._capture(key, here.runtime.graph, [])
+        here._capture(key, here.runtime.graph, [], NONE)
     assert searched == [(None, None), ("first", None)]
     assert programs == ([other.program] if does_the_same else [])
     assert kept == ["first", "first" if does_the_same else "of the first", "second"]
@@ -190,6 +191,8 @@ def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
     monkeypatch.setattr(lane, "leaves_nothing", lambda graph: False)  # plain runs in memory as it comes
+    monkeypatch.setattr(lane, "observe_metered", lambda program, graph, *more: host.observe(program, *more))
+    monkeypatch.setattr(lane, "workspaces", lambda graph, seen: NONE)
 
 
 def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (), **options: object) -> CudaLane:
@@ -377,7 +380,7 @@ def test_an_argument_that_was_lent_is_copied_before_it_is_taken_back(monkeypatch
 
     monkeypatch.setattr(lane, "StaticArguments", arguments)
     with pytest.raises(InterruptedError):
-        here._capture((2,), here.runtime.graph, [lent])
+        here._capture((2,), here.runtime.graph, [lent], NONE)
     assert copied == [False]
 
 
