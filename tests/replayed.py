@@ -25,7 +25,6 @@ from opara_backend.execution.runtime import Runtime
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import build_profile
 
-
 NOTHING_FREED = {"allocated_bytes": {"all": {"freed": 0}}}
 
 

@@ -28,11 +28,10 @@ from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.profiling.timing import profile_on_cuda
 from opara_backend.report import annotate
-from opara_backend.scheduling.gathering import library_kernels
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
-from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces
+from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces, workspace_bytes
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -57,7 +56,7 @@ LEAST = 4  # schedules tried however long that takes
 class Memory:
     """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`.
 
-    needed: what libraries take of `pool`, by the first run of the first lowering. candidates: they are given up
+    needed: what libraries take of `pool`, by the first run of the graph. candidates: they are given up
     together, so library workspaces in `pool` serve them all.
     """
 
@@ -112,8 +111,8 @@ def _search(
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
     give_back_unused()
     schedules = [plan.schedule for plan in plans]
-    arenas = [plan.memory.arena_bytes for plan in plans]
-    best = plans[kept(schedules, arenas, seconds, library_kernels(graph))]
+    taken = [p.memory.arena_bytes + workspace_bytes(graph, p.schedule.stream, memory.needed) for p in plans]
+    best = plans[kept(schedules, taken, seconds)]
     with runtime.record.stage("capture"):
         captured = capture_plan(runtime.program, best, arguments, memory)
     return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []

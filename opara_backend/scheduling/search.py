@@ -86,7 +86,7 @@ def candidates(
     refused = False
     for dish in MENU:
         schedule = _built(graph, profile, dish, streams)
-        if schedule is None or schedule.streams == 1:
+        if schedule is None or schedule.streams <= 1:
             continue
         if not admits(schedule):
             refused = True
@@ -117,22 +117,14 @@ def candidates(
     return (sequential, *ranked)
 
 
-def kept(
-    candidates: Sequence[Schedule], arenas: Sequence[int], seconds: Sequence[float], libraries: frozenset[int]
-) -> int:
+def kept(candidates: Sequence[Schedule], nbytes: Sequence[int], seconds: Sequence[float]) -> int:
     """Which candidate to keep: of those as fast as the fastest, the one that takes the least memory.
 
-    arenas: bytes of each one's arena. seconds: measured, per replay. libraries: kernels that call libraries, which keep
-    a workspace per stream, larger than most arenas: fewer streams with such kernels come before a smaller arena.
+    nbytes: of each one's arena and of workspaces of libraries. seconds: measured, per replay.
     """
     fastest = min(seconds)
     alike = [i for i in range(len(seconds)) if seconds[i] <= NOISE * fastest]
-
-    def cost(i: int) -> tuple[float, ...]:
-        workspaces = len({candidates[i].stream[kernel] for kernel in libraries})
-        return (workspaces, arenas[i], candidates[i].streams, seconds[i], i)
-
-    return min(alike, key=cost)
+    return min(alike, key=lambda i: (nbytes[i], candidates[i].streams, seconds[i], i))
 
 
 def _rivals_in_front(ranked: Sequence[Schedule], rivals: Set[tuple[object, ...]], best: int) -> list[Schedule]:

@@ -29,6 +29,7 @@ from opara_backend.lowering.sorting import Unsupported
 from opara_backend.options import Options
 from opara_backend.report.record import GraphRecord, collect
 from opara_backend.scheduling.search import NOISE
+from opara_backend.scheduling.workspaces import Workspaces
 
 ON = {"try_rewrites": True}
 
@@ -348,6 +349,8 @@ class World:
             raise RuntimeError("injected")
         assert [b.name for b in graph.buffers] == [b.name for b in runtime.graph.buffers], "its own graph"
         assert all(isinstance(b.nbytes, int) for b in graph.buffers if b.planned), "with sizes"
+        first = runtime is self.found.runtimes[0]
+        assert more[1].needed == Workspaces({0: 5} if first else {}, product=7), "its own kernels"
         self.made.append(Captured(runtime))
         return "plan", self.made[-1], []
 
@@ -358,7 +361,8 @@ class World:
     def choose(self) -> Kept:
         (runtime,), (args,) = self.found.runtimes, self.found.arguments
         graph = runtime.graph.bind(observe(runtime.program, args, runtime.lives).nbytes)
-        arguments, memory = StaticArguments(runtime.program, graph, args), Memory(None, lambda nbytes: torch.empty(0))
+        arguments = StaticArguments(runtime.program, graph, args)
+        memory = Memory(None, lambda nbytes: torch.empty(0), Workspaces({0: 5}, product=7))
         self.made.clear()
         kept = capture_fastest(runtime, graph, arguments, memory, (), lambda one: None)
         assert [one for one in self.made if one.alive] == [kept.captured]
