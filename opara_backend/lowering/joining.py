@@ -28,9 +28,6 @@ from opara_backend import upstream
 DEVICES = ("cuda",)
 FEW = 16_384
 """Elements up to which a kernel counts as small: 64 KiB at 4 bytes each. Chosen, not measured."""
-FEW_STILL = 1 << 20
-"""The same for one made of parameters alone: weights that are scaled or laid out, one launch a convolution, which wait
-for nothing and take less than those launches."""
 MOST = 20
 """Kernels made of parameters alone that are joined, at most. ResNet-50 has 51: as one Triton 3.7 compiles them for an
 H200 in 4.4 s of a core, in parts of 26 in 2.1 s, of 17 in 1.5 s, of 13 in 1.3 s. Each part is a launch."""
@@ -73,7 +70,7 @@ def groups(scheduler: Any, parameters: Collection[str] = ()) -> list[list[Any]]:
     """The scheduler's nodes to be joined, two or more together, in the order that it has them."""
     found: dict[tuple[Any, frozenset[str]], list[Any]] = {}
     for node in scheduler.nodes:
-        if _small(node, FEW_STILL if _of_parameters(node, parameters) else FEW):
+        if _small(node):
             found.setdefault((node.get_device(), _waits(scheduler, node)), []).append(node)
     parts = (part for nodes in found.values() for part in _parts(nodes, parameters))
     return [nodes for nodes in parts if len(nodes) > 1]
@@ -81,10 +78,11 @@ def groups(scheduler: Any, parameters: Collection[str] = ()) -> list[list[Any]]:
 
 def _parts(nodes: list[Any], parameters: Collection[str]) -> list[list[Any]]:
     """`nodes`; if many are made of `parameters` alone, those in parts of about one size, and the others as one."""
+    known = frozenset(parameters)
     still: list[Any] = []
     others: list[Any] = []
     for node in nodes:
-        (still if _of_parameters(node, parameters) else others).append(node)
+        (still if _names(node) - node.get_buffer_names() <= known else others).append(node)
     if len(still) <= MOST:
         return [nodes]
     count = -(-len(still) // MOST)
@@ -92,19 +90,18 @@ def _parts(nodes: list[Any], parameters: Collection[str]) -> list[list[Any]]:
     return [others, *(still[start:end] for start, end in itertools.pairwise(ends))]
 
 
-def _of_parameters(node: Any, parameters: Collection[str]) -> bool:
-    """True if `node` reads nothing but `parameters`, and what it writes itself."""
-    read = {dependency.name for dependency in node.read_writes.reads}
-    return read - node.get_buffer_names() <= frozenset(parameters)
+def _names(node: Any) -> set[str]:
+    """The buffers and inputs that `node` reads."""
+    return {dependency.name for dependency in node.read_writes.reads}
 
 
-def _small(node: Any, few: int) -> bool:
+def _small(node: Any) -> bool:
     # Of these, Inductor itself leaves out what it cannot join.
     if not isinstance(node, upstream.SchedulerNode | upstream.FusedSchedulerNode) or node.is_reduction():
         return False
     device, elements = node.get_device(), [part.node.get_numel() for part in node.get_nodes()]
     # A symbol's value may be any: what is not a number is not joined.
-    return device.type in DEVICES and all(isinstance(n, int | sympy.Integer) and n <= few for n in elements)
+    return device.type in DEVICES and all(isinstance(n, int | sympy.Integer) and n <= FEW for n in elements)
 
 
 def _waits(scheduler: Any, node: Any) -> frozenset[str]:

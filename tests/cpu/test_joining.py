@@ -106,24 +106,6 @@ def test_many_that_are_made_of_parameters_alone_are_joined_in_parts(joined: Call
     assert joined(Tables(2 * most, scaled=False), index) == [["index"] * 2 * most]
 
 
-class Scaled(nn.Module):
-    """Weights of so many elements, scaled, and an input of so many."""
-
-    def __init__(self, *elements: int) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(torch.randn(count) for count in elements)
-
-    def forward(self, *inputs: Tensor) -> list[Tensor]:
-        return [weight * 2 for weight in self.weights] + [x.cos() for x in inputs]
-
-
-def test_larger_ones_are_joined_if_they_are_made_of_parameters_alone(joined: Callable[..., list[list[str]]]) -> None:
-    """As the weights of convolutions that a batch norm scales, each a launch that nothing comes before."""
-    few, still = joining.FEW + 1, joining.FEW_STILL
-    assert joined(Scaled(few, few + 1, still), torch.randn(few), torch.randn(few + 1)) == [["mul"] * 3]
-    assert joined(Scaled(few, few + 1, still + 1), torch.randn(3)) == [["cos", "mul", "mul"]]
-
-
 def test_positions_of_parameters_are_those_of_the_whole_graph() -> None:
     """A subgraph has inputs of its own, perhaps fewer, and is called with whatever there is."""
     whole = SimpleNamespace(name=None, graph_input_names=["weight", "x", "bias"], constants={"seen": None})
