@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from opara_backend.execution import host
+from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.first_run import observe_apart
 from opara_backend.execution.host import Arena
@@ -67,8 +67,10 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
         self._executables[key] = made[-1]
         return seen.outputs
 
-    monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(snapshot=list))
+    monkeypatch.setattr(torch.cuda, "MemPool", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(cuda_graph, "give_up_workspaces", lambda streams: None)
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: NOTHING_FREED)
     monkeypatch.setattr(Runtime, "_first_call", first_call)
     return made

@@ -31,7 +31,7 @@ from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
-from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces, workspace_bytes
+from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces, segment_bytes, workspace_bytes
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -132,7 +132,8 @@ def _tried(
         schedules = runtime.schedules(graph, profile, near, memory.needed)
     with record.stage("plan"):
         planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in _in_time(schedules, deadline)]
-    plans = affordable(planned, arguments.static_bytes(), runtime.options.extra_memory)
+    libraries = [workspace_bytes(graph, plan.schedule.stream, memory.needed) for plan in planned]
+    plans = affordable(planned, libraries, arguments.static_bytes(), runtime.options.extra_memory << 20)
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
     return plans[: len(seconds)], seconds
@@ -146,19 +147,25 @@ def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
         yield item
 
 
-def affordable(plans: Sequence[Plan], static_bytes: int, extra: int) -> list[Plan]:
+def affordable(plans: Sequence[Plan], workspaces: Sequence[int], static_bytes: int, extra: int) -> list[Plan]:
     """Those of `plans`, one stream first, that do not buy speed with much memory.
 
-    extra: MiB by which they may exceed the one stream's at most, beside a tenth. static_bytes: of arguments read where
-    they lie. Weights that are laid out, scaled or merged at every call may all be so at its beginning. That takes an
-    arena as large as themselves, which the search would hold, and is hardly ever fastest.
+    An arena may not exceed the one stream's by more than `MORE_ARENA` says, nor arena and workspaces together by more
+    than a tenth, or what the allocator reserves at least, and `extra` bytes. static_bytes: of arguments read where they
+    lie. Weights that are laid out, scaled or merged at every call may all be so at its beginning. That takes an arena
+    as large as themselves, which the search would hold, and is hardly ever fastest.
     """
-    least = plans[0].memory.arena_bytes
-    limit = least + min(max(MORE_ARENA, (static_bytes + least) // 10), int(MORE * least) + (extra << 20))
-    for plan in plans:
-        if plan.memory.arena_bytes > limit:
-            log.info("not tried: schedule %s in an arena of %d bytes", plan.schedule.policy, plan.memory.arena_bytes)
-    return [plan for plan in plans if plan.memory.arena_bytes <= limit]
+    arenas = [plan.memory.arena_bytes for plan in plans]
+    largest = arenas[0] + max(MORE_ARENA, (static_bytes + arenas[0]) // 10)
+    least = arenas[0] + workspaces[0]
+    most = least + max(int(MORE * least), segment_bytes(1)) + extra
+    found = []
+    for plan, arena, more in zip(plans, arenas, workspaces, strict=True):
+        if arena <= largest and arena + more <= most:
+            found.append(plan)
+        else:
+            log.info("not tried: schedule %s, arena of %d bytes, workspaces of %d", plan.schedule.policy, arena, more)
+    return found
 
 
 def _race(

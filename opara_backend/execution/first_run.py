@@ -56,7 +56,9 @@ def observe_apart(program: Program, graph: KernelGraph, args: Sequence[Any], liv
         seen = replace(seen, outputs=OutputSpec(program, graph, seen.outputs, args).collect(args))
     except torch.OutOfMemoryError:
         log.info("no memory for copies of outputs: what the first run allocated stays as long as they do")
-    if any(segment["allocated_size"] for segment in pool.snapshot()):  # there was no workspace before
+    # Whether the pool holds one is not asked: `pool.snapshot()` releases the numbers in the pool's name once too often
+    # (seen 2.11), and the process dies of it some hundred pools later.
+    if library_kernels(graph):
         cuda_graph.give_up_workspaces([torch.cuda.current_stream()])
     return seen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,7 @@ from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.search import NOISE
+from opara_backend.scheduling.workspaces import Workspaces
 from tests.gpu_profiles import GPU, kernel
 from tests.strategies import graph_with_edges
 
@@ -102,9 +104,12 @@ STATIC_BYTES = 1 << 30
 ARGUMENTS: Any = SimpleNamespace(static_bytes=lambda: STATIC_BYTES)
 
 
-def search(shape: object = (), **options: Any) -> tuple[Runtime, Plan, Captured, list[tuple[Schedule, float]]]:
+def search(
+    shape: object = (), memory: Memory | None = None, **options: Any
+) -> tuple[Runtime, Plan, Captured, list[tuple[Schedule, float]]]:
     runtime = Runtime(Program(lambda *_: iter(()), FORK.to_json()), FORK, Options(**options))
-    plan, captured, tried = capture_best(runtime, FORK, ARGUMENTS, Memory(LANES, Piece), shape)  # type: ignore[arg-type]
+    memory = memory or Memory(LANES, Piece)  # type: ignore[arg-type]
+    plan, captured, tried = capture_best(runtime, FORK, ARGUMENTS, memory, shape)
     return runtime, plan, captured, tried  # type: ignore[return-value]
 
 
@@ -195,6 +200,39 @@ def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
     monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static + 20 * MORE_ARENA)
     _, _, _, tried = search("another shape")
     assert max(schedule.streams for schedule, _ in tried) > 3
+
+
+def test_arena_and_workspaces_take_no_more_than_is_allowed_together(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stream takes 10 MiB of arena, and 32 MiB for its products: on one 42 MiB, of which a tenth is 4.2 MiB."""
+    plan = Runtime.plan
+    products = [replace(k, kind="extern", call="extern_kernels.mm") for k in FORK.kernels]
+    monkeypatch.setattr(sys.modules[__name__], "FORK", replace(FORK, kernels=tuple(products)))
+
+    def sized(self: Runtime, graph: KernelGraph, profile: Profile, schedule: Schedule, *, captured: bool) -> Plan:
+        made = plan(self, graph, profile, schedule, captured=captured)
+        return replace(made, memory=replace(made.memory, arena_bytes=schedule.streams * (10 << 20)))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+    memory = Memory(LANES, Piece, Workspaces(product=32 << 20))  # type: ignore[arg-type]
+    for extra, most in ((0, 1), (37, 1), (38, 2), (79, 2), (80, 3)):
+        _, _, _, tried = search(f"{extra}", memory, extra_memory=extra)
+        assert max((schedule.streams for schedule, _ in tried), default=1) == most
+
+
+def test_a_small_arena_may_grow_to_what_the_allocator_reserves_anyway(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Runtime.plan
+
+    def sized(self: Runtime, graph: KernelGraph, profile: Profile, schedule: Schedule, *, captured: bool) -> Plan:
+        made = plan(self, graph, profile, schedule, captured=captured)
+        return replace(made, memory=replace(made.memory, arena_bytes=schedule.streams * 1000))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+    _, _, _, tried = search(extra_memory=0)
+    assert max(schedule.streams for schedule, _ in tried) > 1
 
 
 @pytest.mark.parametrize(("stage", "made"), [("plan", LEAST), ("capture", 5), ("race", 8)])

@@ -77,8 +77,14 @@ def test_where_there_is_no_memory_for_copies_the_outputs_are_those_of_the_run(
     assert found[0].untyped_storage().data_ptr() in within[0]
 
 
-@pytest.mark.parametrize("left", [0, 32 << 20])
-def test_workspaces_are_forgotten_if_the_run_made_one(monkeypatch: pytest.MonkeyPatch, left: int) -> None:
+def calling(*calls: str) -> KernelGraph:
+    graph = graph_with_edges(len(calls), [])
+    kernels = zip(graph.kernels, calls, strict=True)
+    return replace(graph, kernels=tuple(replace(kernel, kind="extern", call=call) for kernel, call in kernels))
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["a library's", "generated"])
+def test_a_run_that_called_libraries_leaves_no_workspaces(monkeypatch: pytest.MonkeyPatch, library: bool) -> None:
     events: list[str] = []
 
     @contextlib.contextmanager
@@ -92,28 +98,20 @@ def test_workspaces_are_forgotten_if_the_run_made_one(monkeypatch: pytest.Monkey
         yield
         return ()
 
-    segments = [{"allocated_size": 0}, {"allocated_size": left}]
-    monkeypatch.setattr(torch.cuda, "MemPool", lambda: SimpleNamespace(snapshot=lambda: segments))
+    def allocated(freed: int) -> dict[str, Any]:
+        return {"allocated_bytes": {"all": {"freed": freed}}}
+
+    counted = iter((100, 100 + 3 * 2**20))
+    monkeypatch.setattr(torch.cuda, "MemPool", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", use_mem_pool)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: 7)
     monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: allocated(next(counted)))
     monkeypatch.setattr(cuda_graph, "give_up_workspaces", lambda streams: events.append(f"without {streams}"))
-    counted = iter((100, 100 + 3 * 2**20))
-
-    def allocated(freed: int) -> dict[str, Any]:
-        return {"allocated_bytes": {"all": {"freed": freed}}}
-
-    graph = replace(calling("extern_kernels.convolution"), outputs=())
+    graph = replace(calling("extern_kernels.convolution") if library else graph_with_edges(1, []), outputs=())
     program: Any = SimpleNamespace(run=run, inputs=())
     seen = first_run.observe_apart(program, graph, [], None)
-    assert seen.metered == {0: 3 * 2**20}, "allocated by the kernel and freed: its workspace"
-    assert events == ["in", "kernel", "out", *(["without [7]"] if left else [])]
-
-
-def calling(*calls: str) -> KernelGraph:
-    graph = graph_with_edges(len(calls), [])
-    kernels = zip(graph.kernels, calls, strict=True)
-    return replace(graph, kernels=tuple(replace(kernel, kind="extern", call=call) for kernel, call in kernels))
+    assert events == ["in", "kernel", "out", *(["without [7]"] if library else [])]
+    assert seen.metered == ({0: 3 * 2**20} if library else {}), "allocated by the kernel and freed: its workspace"
 
 
 @pytest.mark.parametrize(
