@@ -44,6 +44,7 @@ PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_large", "bert_bas
 # rewrites, which is what that runs.
 IN_A_ROW = "opara:sequential,launch_order=program,copy_outputs=False"
 PLAIN_IN_A_ROW = "opara:sequential,plain,launch_order=program,copy_outputs=False"
+LEAN = "opara:extra_memory=0"  # no schedule that takes more memory than one stream
 STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW)
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")
@@ -57,9 +58,9 @@ def backends_of(model: str, batch: int, on_gpu: bool) -> tuple[str, ...]:
         return WITHOUT_GPU
     papers = model in PAPER_MODELS and (batch == 1 or model == "inception_v3")
     order = ORDER_ALONE if model == "googlenet" and batch == 1 else ()
-    plain = (PLAIN_IN_A_ROW,) if batch <= 8 else ()
+    small = (PLAIN_IN_A_ROW, LEAN) if batch <= 8 else ()
     host = ("dynamo",) if batch == 1 else ()
-    return (*STANDARD, *plain, *host, *(PAPERS_OWN if papers else ()), *order)
+    return (*STANDARD, *small, *host, *(PAPERS_OWN if papers else ()), *order)
 
 
 def plan(

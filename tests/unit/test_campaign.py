@@ -11,6 +11,7 @@ import pytest
 from bench import campaign, models, precompile
 from bench.__main__ import main
 from bench.campaign import (
+    LEAN,
     MOST_PREPARING,
     PAPER_MODELS,
     PLAIN_IN_A_ROW,
@@ -47,6 +48,7 @@ def test_every_backend_is_known() -> None:
     assert "cudagraph" in backends_of(PAPER_MODELS[0], 1, on_gpu=True)
     assert "cudagraph" not in backends_of("resnet50", 1, on_gpu=True)
     assert [batch for batch in (1, 8, 32) if "dynamo" in backends_of("resnet50", batch, on_gpu=True)] == [1]
+    assert [batch for batch in (1, 8, 32) if LEAN in backends_of("resnet50", batch, on_gpu=True)] == [1, 8]
 
 
 def test_policies_of_the_same_kernels_are_compiled_once() -> None:
