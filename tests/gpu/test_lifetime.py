@@ -15,6 +15,7 @@ from opara_backend.execution import candidates, cuda_graph, host, lane
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
+from opara_backend.scheduling.workspaces import PRODUCTS
 from tests.soak import with_own_code
 
 
@@ -214,3 +215,17 @@ def test_interrupted_in_mid_capture(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
     assert records[0].replays == 2
+
+
+def test_without_extra_memory_all_products_share_one_workspace() -> None:
+    """Four chains of products side by side would keep up to four of cuBLAS's."""
+    model, x = Branches().cuda().eval(), torch.randn(8, 512, device="cuda")
+    with torch.inference_mode(), collect() as records:
+        call = torch.compile(model, backend="opara", options={"extra_memory": 0})
+        for _ in range(3):
+            torch.testing.assert_close(call(x), model(x), rtol=1e-3, atol=1e-4)
+    ((plan, captured),) = records[0].plans.values()
+    assert captured
+    products = [k for k, kernel in enumerate(plan.graph.kernels) if kernel.call in PRODUCTS]
+    assert products
+    assert len({plan.schedule.stream[k] for k in products}) == 1
