@@ -33,7 +33,7 @@ from bench.kept import Kept
 from bench.measuring import DTYPES, add_planted, progress_bar
 from bench.precompile import compiled, precompile, program, programs
 from bench.run import Job
-from bench.samples import Row, loaded, save
+from bench.samples import LEAN, Row, loaded, save
 from bench.summary import case_table, problems
 from bench.tables import console
 from bench.turns import in_turns
@@ -44,7 +44,6 @@ PAPER_MODELS = ("googlenet", "inception_v3", "deepfm", "nasnet_large", "bert_bas
 # rewrites, which is what that runs.
 IN_A_ROW = "opara:sequential,launch_order=program,copy_outputs=False"
 PLAIN_IN_A_ROW = "opara:sequential,plain,launch_order=program,copy_outputs=False"
-LEAN = "opara:extra_memory=0"  # no schedule that takes more memory than one stream
 STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opara:paper", IN_A_ROW)
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")

@@ -8,6 +8,11 @@ Slower: the ratio is beyond the threshold, beyond what chance makes of the noise
 and those that do not, which wait for the host, are not equally noisy: neither is judged by the other's noise. With
 --base every time is taken relative to that backend's in the same round, so that two machines, or one that drifts, can
 be compared.
+
+Every backend with `FEWEST` cases is judged over all of them, too, as what slows each a little is lost in the noise of
+each: by the geometric mean of its ratios, where the noisy ones weigh less, and none more than one of the usual noise.
+That takes cases to be independent: what shifts a whole run (another host, a warmer GPU) counts as well, unless there is
+a base. Single ratios and those over all cases are two families: in each, chance passes none with the confidence asked.
 """
 
 from __future__ import annotations
@@ -20,30 +25,57 @@ from pathlib import Path
 from rich.table import Table
 
 from bench.samples import Case, Results, Row, loaded
-from bench.stats import Groups, Ratio, beyond, process_noise, ratio, relative, usual_noise
-from bench.tables import console, geometric_mean, table
+from bench.stats import (
+    Groups,
+    Ratio,
+    Sides,
+    Weighted,
+    beyond,
+    mean_beyond,
+    mean_ratio,
+    process_noise,
+    ratio,
+    relative,
+    usual_noise,
+)
+from bench.tables import console, table
 
 THRESHOLD, CONFIDENCE = 0.03, 0.99
+FEWEST = 3  # cases of a backend that are judged together
 SLOWER, FASTER, SAME, GONE, BROKEN = "SLOWER", "faster", "", "GONE", "NOT REPORTED"
 COUNTED = ((SLOWER, "slower"), (BROKEN, "no longer reported"), (GONE, "only in the first file"))
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One variant of one case. ratio: times as long as before; None where one side has no figure. limit: the ratio
-    from which on it would count as slower. processes: of the side that has fewer."""
+    """One variant of one case, or, where `case` is None, one backend over as many `cases` as it has.
 
-    case: Case
+    ratio: times as long as before, over several cases a mean; None where one side has no figure. limit: the ratio from
+    which on it would count as slower. processes: of the side that has fewest.
+    """
+
+    case: Case | None
     backend: str
     ratio: Ratio | None
     verdict: str
     limit: float | None = None
     processes: int = 0
+    cases: int = 1
 
     @property
     def accepted(self) -> bool:
         """False if this must not pass."""
         return self.verdict not in (SLOWER, GONE, BROKEN)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """The samples of one variant of one case, before and after; a side that has none is empty."""
+
+    case: Case
+    backend: str
+    sides: Sides
+    replays: bool
 
 
 def compare(
@@ -55,27 +87,43 @@ def compare(
     base: str | None = None,
     clock: str = "best_clock",
 ) -> Iterator[Moved]:
-    """Every variant that was reported before. base: the backend that times are relative to, left out itself."""
+    """Every variant that was reported before, and after them every backend with `FEWEST` cases on both sides.
+
+    base: the backend that times are relative to, left out itself.
+    """
     pairs = [
-        (case, backend, groups(before, case, backend, base, clock), groups(after, case, backend, base, clock))
+        _Pair(
+            case,
+            backend,
+            (groups(before, case, backend, base, clock), groups(after, case, backend, base, clock)),
+            any(row.replays for row in before.of(case, backend)),
+        )
         for case in before.cases()
         for backend in dict.fromkeys(row.backend for row in before.rows if row.case == case)
         if backend != base
     ]
-    replaying = [any(row.replays for row in before.of(case, backend)) for case, backend, _, _ in pairs]
-    sides: dict[bool, list[Groups]] = {True: [], False: []}
-    for replays, (_, _, old, new) in zip(replaying, pairs, strict=True):
-        sides[replays] += [side for side in (old, new) if side]
-    usual = {replays: usual_noise(found) for replays, found in sides.items()}
-    for replays, (case, backend, old, new) in zip(replaying, pairs, strict=True):
+    usual = {
+        replays: usual_noise(side for pair in pairs if pair.replays is replays for side in pair.sides if side)
+        for replays in (True, False)
+    }
+    judged: dict[str, list[Weighted]] = {}
+    for pair in pairs:
+        old, new = pair.sides
         if old and new:
             found = ratio(old, new, confidence=confidence)
-            noise = max(usual[replays], process_noise((old, new)))
+            noise = max(usual[pair.replays], process_noise(pair.sides))
+            judged.setdefault(pair.backend, []).append((pair.sides, noise))
             limit = max(1 + threshold, beyond(noise, old, new, confidence=confidence, comparisons=len(pairs)))
-            yield Moved(case, backend, found, verdict(found, limit - 1), limit, min(len(old), len(new)))
+            yield Moved(pair.case, pair.backend, found, verdict(found, limit - 1), limit, min(len(old), len(new)))
         elif old:
-            failed = any(r.case == case and r.backend == backend for r in after.rows)
-            yield Moved(case, backend, None, BROKEN if failed else GONE)
+            failed = any(r.case == pair.case and r.backend == pair.backend for r in after.rows)
+            yield Moved(pair.case, pair.backend, None, BROKEN if failed else GONE)
+    many = {backend: cases for backend, cases in judged.items() if len(cases) >= FEWEST}
+    for backend, cases in many.items():
+        found = mean_ratio(cases, confidence=confidence)
+        limit = max(1 + threshold, mean_beyond(cases, confidence=confidence, comparisons=len(many)))
+        processes = min(len(side) for sides, _ in cases for side in sides)
+        yield Moved(None, backend, found, verdict(found, limit - 1), limit, processes, len(cases))
 
 
 def verdict(found: Ratio, threshold: float) -> str:
@@ -102,7 +150,7 @@ def groups(results: Results, case: Case, backend: str, base: str | None, clock: 
 
 
 def _by_process(rows: Iterable[Row], clock: str) -> dict[int, list[float]]:
-    found = {row.process: getattr(row.samples, clock) for row in rows}
+    found = {row.process: getattr(row.samples, clock) for row in sorted(rows, key=lambda row: row.process)}
     return {process: list(samples) for process, samples in found.items() if samples is not None}
 
 
@@ -111,7 +159,7 @@ def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[
     headings = ("case", "backend", "after / before", "interval", "counts from", "verdict")
     lines = [
         (
-            " ".join(map(str, m.case)),
+            " ".join(map(str, m.case)) if m.case else f"all {m.cases} cases",
             m.backend,
             f"{m.ratio.value:.3f}" if m.ratio else "-",
             f"{m.ratio.low:.3f} to {m.ratio.high:.3f}" if m.ratio else "-",
@@ -124,13 +172,11 @@ def report(moved: Sequence[Moved], before: Results, after: Results) -> Iterator[
     different = [n for n in ("device", "driver", "torch", "cuda") if before.about[n] != after.about[n]]
     for name in different:
         yield f"not the same {name}: {before.about[name]} before, {after.about[name]} after"
-    alone = sum(m.processes == 1 for m in moved)
+    single = [m for m in moved if m.case]
+    alone = sum(m.processes == 1 for m in single)
     if alone:
         unknown = "what differs between processes is not part of their intervals; use --processes 3"
-        yield f"one process on a side in {alone} of {len(moved)}: {unknown}"
-    ratios = [m.ratio.value for m in moved if m.ratio]
-    if ratios:
-        yield f"geometric mean of {len(ratios)}: {geometric_mean(ratios):.3f}"
+        yield f"one process on a side in {alone} of {len(single)}: {unknown}"
     counts = [(sum(m.verdict == verdict for m in moved), text) for verdict, text in COUNTED]
     said = [f"{count} {text}" for count, text in counts if count]
     yield ", ".join(said) if said else "no regression"

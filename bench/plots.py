@@ -98,11 +98,11 @@ def makespans(results: Sequence[Results]) -> Lines:
 
 
 def _against_batch(results: Sequence[Results]) -> list[tuple[str, list[tuple[int, float, float]]]]:
-    """Per model, of the first element type with several batches in one run: (batch, our seconds, stock seconds).
+    """Per model, of one element type of the run with most batches: (batch, our seconds, stock seconds).
 
     As many models as there are colours to tell them apart, those that gain most at their smallest batch.
     """
-    for document in results:
+    for document in sorted(results, key=lambda document: -len({case[2] for case, _, _ in document.both()})):
         found: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
         for case, stock, ours in document.both():
             by_model = found.setdefault(case[1], {})

@@ -26,10 +26,12 @@ def renewed(text: str) -> str:
     return _OPTIONS.sub(lambda m: f"{m[1]}{options_table()}\n{m[2]}", text)
 
 
-def _results(path: str, dtype: str | None) -> Results:
-    """What lies at `path`; of one dtype if the marker names one."""
+def _results(path: str, only: str | None) -> Results:
+    """What lies at `path`; of one dtype or one batch if the marker names one."""
     found = load(ROOT / path)
-    return found if dtype is None else replace(found, rows=tuple(r for r in found.rows if r.dtype == dtype.strip()))
+    if only is None:
+        return found
+    return replace(found, rows=tuple(r for r in found.rows if only.strip() in (r.dtype, str(r.batch))))
 
 
 def options_table() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
-from bench.samples import MIB, OURS, STOCK, Case, Results, Row, median
+from bench.samples import LEAN, MIB, OURS, STOCK, Case, Results, Row, median
 from bench.tables import geometric_mean
 
 
@@ -83,10 +83,14 @@ PARTS = ("path_seconds", "streams_seconds", "launch_seconds")
 
 
 def memory(results: Results) -> str:
-    """Bytes reserved on the GPU beyond model and inputs, at most and once warm; and all in all, over stock's."""
+    """Bytes reserved on the GPU beyond model and inputs, at most and once warm; and all in all, over stock's.
+
+    The same with no schedule that takes more than one stream (`LEAN`), and its speed-up, where that was measured.
+    """
+    lean = any(row.backend == LEAN for row in results.rows)
     lines = _head(
         *("model", "batch", "model and inputs, MiB", f"{STOCK}: at most, held", f"{OURS}: at most, held"),
-        *("arena", "all in all, at most"),
+        *("arena", "all in all, at most", *([f"`{LEAN}`: at most", "GPU time"] if lean else [])),
     )
     processes = set()
     for case, stock, mine in results.both():
@@ -98,26 +102,32 @@ def memory(results: Results) -> str:
         held = [_middle(rows, "held_bytes") for rows in (stock, mine)]
         pairs = [f"{peak / MIB:.0f}, {kept / MIB:.0f}" for peak, kept in zip(peaks, held, strict=True)]
         arena, ratio = _middle(mine, "arena_bytes") / MIB, (model + peaks[1]) / (model + peaks[0])
-        name = f"{case[0]} {case[1]}"
-        lines.append(_line(name, str(case[2]), f"{model / MIB:.0f}", *pairs, f"{arena:.1f}", f"{ratio:.2f}x"))
+        cells = [f"{model / MIB:.0f}", *pairs, f"{arena:.1f}", f"{ratio:.2f}x"]
+        if lean:
+            small = results.of(case, LEAN)
+            most = (model + _middle(small, "peak_bytes")) / (model + peaks[0]) if small else 0.0
+            cells += [f"{most:.2f}x", f"{median(stock, 'gpu') / median(small, 'gpu'):.2f}x"] if small else ["", ""]
+        lines.append(_line(f"{case[0]} {case[1]}", str(case[2]), *cells))
     return "\n".join([*lines, "", _origin(results, processes)])
 
 
 def policies(results: Results) -> str:
-    """How many times as fast the schedule that was chosen is as those of other policies, on the same kernels, batch 1.
+    """How many times as fast the schedule that was chosen is as those of other policies, on the same kernels.
 
-    And stock's kernels on one stream beside stock, which runs them so; empty where that was not measured.
+    And stock's kernels on one stream beside stock, which runs them so; empty where that was not measured. At the
+    smallest batch.
     """
+    batch = min((case[2] for case in results.cases()), default=1)
     others = ("opara:paper", "opara:nimble", "opara:wavefront")
     head = ("over one stream", f"one stream over {STOCK}, its kernels")
-    lines = _head("model, batch 1", *(f"over `{other}`" for other in others), *head)
+    lines = _head(f"model, batch {batch}", *(f"over `{other}`" for other in others), *head)
     found: list[list[float]] = [[] for _ in range(5)]
     processes = set()
     in_a_row = [r.backend for r in results.rows if r.backend.startswith("opara:sequential")]
     rewritten, plain = (next((b for b in in_a_row if ("plain" in b) is wanted), "") for wanted in (False, True))
     for case, stock, mine in results.both():
         rows = [results.of(case, name) for name in (*others, rewritten)]
-        if case[2] != 1 or not all(rows):
+        if case[2] != batch or not all(rows):
             continue
         processes.add(len(mine))
         ratios = [median(other, "gpu") / median(mine, "gpu") for other in rows]
@@ -167,17 +177,25 @@ def host(results: Results) -> str:
 
 
 def searches(results: Results) -> str:
-    """Seconds a search takes at batch 1, and its first part, the profile; the most of any process beside the median."""
-    lines = _head("model, batch 1", "kernels", "search, s", "at most, s", "of it the profile, s")
-    processes = set()
+    """Seconds a search takes by batch, the most of any process at any, and its first part, the profile.
+
+    Kernels and profile are of the smallest batch that was measured.
+    """
+    found: dict[str, dict[int, list[Row]]] = {}
     for case in results.cases():
         rows = [row for row in results.of(case, OURS) if row.search_seconds and row.profile_seconds]
-        if not rows or case[2] != 1:
-            continue
-        processes.add(len(rows))
-        most = max(row.search_seconds or 0 for row in rows)
-        taken = (_middle(rows, "search_seconds"), most, _middle(rows, "profile_seconds"))
-        lines.append(_line(f"{case[0]} {case[1]}", str(rows[0].kernels), *(f"{seconds:.2f}" for seconds in taken)))
+        if rows:
+            found.setdefault(f"{case[0]} {case[1]}", {})[case[2]] = rows
+    columns = sorted({batch for by_batch in found.values() for batch in by_batch})
+    lines = _head("model", "kernels", *(f"batch {batch}, s" for batch in columns), "at most, s", "the profile, s")
+    processes = {len(rows) for by_batch in found.values() for rows in by_batch.values()}
+    for name, by_batch in found.items():
+        taken = [f"{_middle(by_batch[b], 'search_seconds'):.2f}" if b in by_batch else "" for b in columns]
+        most = max(row.search_seconds or 0 for rows in by_batch.values() for row in rows)
+        least = by_batch[min(by_batch)]
+        lines.append(
+            _line(name, str(least[0].kernels), *taken, f"{most:.2f}", f"{_middle(least, 'profile_seconds'):.2f}")
+        )
     return "\n".join([*lines, "", _origin(results, processes)])
 
 

@@ -6,6 +6,10 @@ Must not change: anything. Deterministic: the bootstrap is seeded.
 Samples of one process are alike and processes differ, so the bootstrap draws processes first, then rounds in each. It
 knows little of three processes, and of a hundred ratios one is far off by chance: `beyond` is the second guard, with
 the noise that is usual (`usual_noise`) or, where that is more, a case's own (`process_noise`).
+
+Several cases together tell more than each: the noise of their mean falls with the root of their number, as long as they
+are independent. What shifts all of a run (another host, a warmer GPU) is not noise to `mean_beyond`: times relative to
+another variant's in the same round are free of it.
 """
 
 from __future__ import annotations
@@ -18,8 +22,11 @@ from dataclasses import dataclass
 from random import Random
 
 Groups = Sequence[Sequence[float]]  # per process, its samples
+Sides = tuple[Groups, Groups]  # before and after
+Weighted = tuple[Sides, float]  # one of several cases, with the noise of its processes
 
 RESAMPLES = 500
+LEAST_NOISE = 1e-6  # a case without any must not weigh all
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,32 @@ def ratio(before: Groups, after: Groups, *, confidence: float = 0.99, seed: int 
     drawn = sorted(center(_drawn(after, random)) / center(_drawn(before, random)) for _ in range(RESAMPLES))
     outside = math.floor((1 - confidence) / 2 * RESAMPLES)
     return Ratio(value, min(value, drawn[outside]), max(value, drawn[-1 - outside]))
+
+
+def mean_ratio(cases: Sequence[Weighted], *, confidence: float = 0.99, seed: int = 0) -> Ratio:
+    """Geometric mean over cases of how many times as long `after` takes, by a bootstrap over cases.
+
+    Each weighs as much as it is sure. Of each by means over processes, not medians: a median of three leaves a quarter
+    of what they tell unused, and its error, unlike a mean's, depends on how processes differ. The interval says whether
+    it is most cases that moved; of three it takes all.
+    """
+    random = Random(seed)
+    logs = [statistics.fmean(_logs(after)) - statistics.fmean(_logs(before)) for (before, after), _ in cases]
+    weighted = sorted(zip(logs, map(_weight, cases), strict=True))  # sorted: the order of cases must not matter
+    value = _weighted_mean(weighted)
+    drawn = sorted(_weighted_mean(random.choices(weighted, k=len(weighted))) for _ in range(RESAMPLES))
+    outside = math.floor((1 - confidence) / 2 * RESAMPLES)
+    return Ratio(math.exp(value), math.exp(min(value, drawn[outside])), math.exp(max(value, drawn[-1 - outside])))
+
+
+def _weighted_mean(weighted: Sequence[tuple[float, float]]) -> float:
+    return math.fsum(value * weight for value, weight in weighted) / math.fsum(weight for _, weight in weighted)
+
+
+def _weight(case: Weighted) -> float:
+    """One over the square of the error of a ratio of means over processes."""
+    (before, after), noise = case
+    return 1 / (max(noise, LEAST_NOISE) ** 2 * (1 / len(before) + 1 / len(after)))
 
 
 def relative(groups: Groups, base: Groups) -> list[list[float]]:
@@ -82,6 +115,15 @@ def _logs(groups: Groups) -> list[float]:
 def beyond(noise: float, before: Groups, after: Groups, *, confidence: float, comparisons: int) -> float:
     """The ratio that chance alone passes in none of `comparisons`, with this confidence, by processes' `noise`."""
     error = noise * math.hypot(_error_of_median(len(before)), _error_of_median(len(after)))
+    return _passed_by_chance(error, confidence, comparisons)
+
+
+def mean_beyond(cases: Iterable[Weighted], *, confidence: float, comparisons: int) -> float:
+    """The same for `mean_ratio`, of cases whose ratios are independent."""
+    return _passed_by_chance(1 / math.sqrt(sum(map(_weight, cases))), confidence, comparisons)
+
+
+def _passed_by_chance(error: float, confidence: float, comparisons: int) -> float:
     return math.exp(error * statistics.NormalDist().inv_cdf(1 - (1 - confidence) / 2 / comparisons))
 
 

@@ -11,7 +11,6 @@ import pytest
 from bench import campaign, models, precompile
 from bench.__main__ import main
 from bench.campaign import (
-    LEAN,
     MOST_PREPARING,
     PAPER_MODELS,
     PLAIN_IN_A_ROW,
@@ -24,7 +23,7 @@ from bench.campaign import (
 from bench.kept import Kept
 from bench.precompile import MOST_THREADS, compile_order, compiled, program, programs, surroundings, threads
 from bench.run import Job
-from bench.samples import Row, Samples, load
+from bench.samples import LEAN, Row, Samples, load
 from bench.variants import variant
 
 FULL = plan(models.names(), ("float16", "float32"), (1, 8, 32), 3, 7)

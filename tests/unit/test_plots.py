@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,14 @@ def test_a_line_is_of_one_run() -> None:
     other = Results(results().about, tuple(r for r in results().rows if r.batch == 1))
     for documents_ in ([other, results()], [results(), other]):
         assert batches(documents_).series == (("tiny float16", ((1, 2.0), (8, 1.5))),)
+
+
+def test_lines_are_of_the_run_with_most_batches() -> None:
+    """Wherever it stands among the files."""
+    more = [replace(row, batch=4 * row.batch) for row in results().rows if row.batch == 8]
+    full = Results(results().about, (*results().rows, *more))
+    for documents_ in ([full, results()], [results(), full]):
+        assert batches(documents_).series == (("tiny float16", ((1, 2.0), (8, 1.5), (32, 1.5))),)
 
 
 def test_one_batch_is_no_line() -> None:

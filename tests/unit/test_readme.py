@@ -32,3 +32,11 @@ def test_commands_name_environments_that_exist() -> None:
 def test_ci_calls_the_test_command() -> None:
     ci = (ROOT / ".ci" / "run").read_text()
     assert re.search(r"tox -e [\w,]*\btest\b", ci)
+
+
+def test_a_marker_may_name_a_dtype_or_a_batch() -> None:
+    path = "bench/results/h200.json"
+    for only, first in (("", " 1 "), (" 32", " 32 "), (" float32", " 1 ")):
+        made = renewed(f"<!-- policies: {path}{only} -->\n<!-- end of results -->")
+        assert f"| model, batch{first}|" in made
+        assert ("float16 |" in made) == (only != " float32")

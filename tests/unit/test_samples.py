@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import documents
-from bench.samples import ABOUT, Results, Row, Samples, dumps, load, median, row_from, save, spread
+from bench.samples import ABOUT, Results, Row, Samples, dumps, load, loaded, median, row_from, save, spread
 from bench.summary import case_table, middle_half, problems
 from bench.tables import console
 
@@ -33,11 +33,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["schema"] == 2
 
 
-@pytest.mark.parametrize("name", ["h200", "h200-unrewritten", "h200-batches"])
+@pytest.mark.parametrize("name", ["h200", "h200-unrewritten", "compare-h200-before"])
 def test_committed_files_are_read(name: str) -> None:
     results = load(documents.RESULTS / f"{name}.json")
     assert 0 in {r.process for r in results.rows}
     assert all(results.of(case, "opara") for case in results.cases())
+
+
+def test_what_is_read_where_no_file_is_named() -> None:
+    """Runs of a commit; those that `compare` is tested with, one of them slowed on purpose, are none."""
+    found = loaded((), pytest.fail)
+    assert found == [load(documents.RESULTS / f"{name}.json") for name in ("h200-unrewritten", "h200")]
+    assert not any("--planted" in results.about["command"] for results in found)
 
 
 def as_json() -> dict[str, Any]:

@@ -72,6 +72,12 @@ def test_other_policies_and_one_stream() -> None:
     assert cells(text, "tiny float16") == expected
     assert cells(text, "geometric mean") == [f"**{ratio}**" for ratio in expected]
     assert "tiny" not in policies(results(*PAIR))
+    larger = [row("reduce-overhead", 4.0, 8), row("opara", 2.0, 8)]
+    larger += [row(f"opara:{name}", 2 * ms, 8) for name, ms in others.items()]
+    assert policies(results(*larger)).startswith("| model, batch 8 |")
+    assert cells(policies(results(*larger)), "tiny float16") == expected
+    both = policies(results(*larger, *PAIR, *(row(f"opara:{name}", 1.0) for name in others)))
+    assert cells(both, "tiny float16")[:4] == ["1.00x"] * 4, "of the smallest batch alone"
     several = {name: ms for name, ms in others.items() if "plain" not in name}
     for rewrites, last in (((), ["1.25x"]), (("fuse_gemv",), [""])):
         rows = [row(f"opara:{name}", ms, rewrites=rewrites) for name, ms in several.items()]
@@ -103,6 +109,18 @@ def test_memory_beyond_the_model_and_all_in_all(known: bool) -> None:
         assert "tiny" not in text
 
 
+def test_what_the_least_memory_takes_and_how_fast_it_is() -> None:
+    def taking(backend: str, ms: float, peak: int, **more: Any) -> Row:
+        nbytes = {"peak_bytes": peak * MIB, "held_bytes": MIB, "model_bytes": 100 * MIB, "arena_bytes": 0}
+        return replace(row(backend, ms, **more), **nbytes)
+
+    others = [taking(name, 1.0, 20, model="other") for name in ("reduce-overhead", "opara")]
+    lean = taking("opara:extra_memory=0", 1.6, 32)
+    text = memory(results(taking("reduce-overhead", 2.0, 20), taking("opara", 1.0, 80), lean, *others))
+    assert cells(text, "tiny float16")[-3:] == ["1.50x", "1.10x", "1.25x"]
+    assert cells(text, "other float16")[-3:] == ["1.00x", "", ""]
+
+
 def test_an_option_is_compared_within_its_process() -> None:
     """Another process may have had another clock."""
     slow = [row("opara", 4.0, process=1), row("opara:combo_kernels=True", 6.0, process=1)]
@@ -112,11 +130,18 @@ def test_an_option_is_compared_within_its_process() -> None:
 
 
 def test_what_a_search_takes_is_the_median_and_the_most_of_all_processes() -> None:
-    def searched(process: int, seconds: float | None) -> Row:
-        return replace(row("opara", 1.0), process=process, search_seconds=seconds, profile_seconds=0.1)
+    def searched(process: int, seconds: float | None, profile: float = 0.1, **more: Any) -> Row:
+        made = row("opara", 1.0, kernels=7, **more)
+        return replace(made, process=process, search_seconds=seconds, profile_seconds=profile)
 
-    text = searches(results(searched(0, 0.5), searched(1, 0.9), searched(2, 0.6)))
-    assert "| 0.60 | 0.90 | 0.10 |" in text
+    processes = (searched(0, 0.5), searched(1, 0.9), searched(2, 0.6))
+    assert cells(searches(results(*processes)), "tiny float16") == ["7", "0.60", "0.90", "0.10"]
+    larger = (searched(0, 2.0, 0.4, batch=8), searched(0, 3.0, 0.5, batch=8, model="large"))
+    text = searches(results(*larger, *processes))
+    assert "| model | kernels | batch 1, s | batch 8, s | at most, s | the profile, s |" in text
+    assert cells(text, "tiny float16") == ["7", "0.60", "2.00", "2.00", "0.10"]
+    assert cells(text, "large float16") == ["7", "", "3.00", "3.00", "0.50"]
+    assert "1 to 3 processes" in text
     assert "tiny" not in searches(results(searched(0, None))), "nothing was searched for"
 
 
