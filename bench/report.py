@@ -85,12 +85,12 @@ PARTS = ("path_seconds", "streams_seconds", "launch_seconds")
 def memory(results: Results) -> str:
     """Bytes reserved on the GPU beyond model and inputs, at most and once warm; and all in all, over stock's.
 
-    The same with no schedule that takes more than one stream (`LEAN`), and its speed-up, where that was measured.
+    The same with no schedule that takes much more than one stream (`LEAN`), and its speed-up, where that was measured.
     """
     lean = any(row.backend == LEAN for row in results.rows)
     lines = _head(
         *("model", "batch", "model and inputs, MiB", f"{STOCK}: at most, held", f"{OURS}: at most, held"),
-        *("arena", "all in all, at most", *([f"`{LEAN}`: at most", "GPU time"] if lean else [])),
+        *("arena", "all in all, at most", *([f"`{LEAN}`: at most", "speed-up"] if lean else [])),
     )
     processes = set()
     for case, stock, mine in results.both():
@@ -104,7 +104,7 @@ def memory(results: Results) -> str:
         arena, ratio = _middle(mine, "arena_bytes") / MIB, (model + peaks[1]) / (model + peaks[0])
         cells = [f"{model / MIB:.0f}", *pairs, f"{arena:.1f}", f"{ratio:.2f}x"]
         if lean:
-            small = results.of(case, LEAN)
+            small = [row for row in results.of(case, LEAN) if row.peak_bytes is not None]
             most = (model + _middle(small, "peak_bytes")) / (model + peaks[0]) if small else 0.0
             cells += [f"{most:.2f}x", f"{median(stock, 'gpu') / median(small, 'gpu'):.2f}x"] if small else ["", ""]
         lines.append(_line(f"{case[0]} {case[1]}", str(case[2]), *cells))

@@ -20,7 +20,7 @@ from bench import documents
 
 SCHEMA, OLDER = 2, 1
 STOCK, OURS = "reduce-overhead", "opara"
-LEAN = "opara:extra_memory=0"  # no schedule that takes more memory than one stream
+LEAN = "opara:extra_memory=0"  # no schedule that takes much more memory than one stream
 MIB = 2**20
 ABOUT = ("device", "driver", "torch", "cuda", "python", "commit", "command")
 

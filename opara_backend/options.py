@@ -83,10 +83,10 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),
     "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
     "search_seconds": _Accepts(
-        "about how long profiling and trying them may take; four are tried anyway", low=0.0, high=3600.0
+        "about how long profiling and trying them may take; up to four are tried anyway", low=0.0, high=3600.0
     ),
     "extra_memory": _Accepts(
-        "MiB that a schedule tried may take beyond a tenth more than one stream's arena, or workspaces of libraries",
+        "MiB that a schedule tried may take beyond one stream's arena and workspaces of libraries and a tenth of these",
         low=0,
         high=1 << 20,
     ),

@@ -15,17 +15,14 @@ from typing import Any
 import pytest
 import torch
 
-from opara_backend.execution import cuda_graph, host
+from opara_backend.execution import cuda_graph, first_run, host
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.first_run import observe_apart
 from opara_backend.execution.host import Arena
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Activation
 from opara_backend.execution.runtime import Runtime
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import build_profile
-
-NOTHING_FREED = {"allocated_bytes": {"all": {"freed": 0}}}
 
 
 class Replayed:
@@ -62,15 +59,17 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[Replayed]:
     made: list[Replayed] = []
 
     def first_call(self: Runtime, key: tuple[Any, ...], args: Sequence[Any]) -> tuple[Any, ...]:
-        seen = observe_apart(self.program, self.graph, args, self.lives)
+        seen = first_run.observe_apart(self.program, self.graph, args, self.lives)
         made.append(Replayed(self, self.graph.bind(seen.nbytes), seen.durations, args))
         self._executables[key] = made[-1]
         return seen.outputs
 
     monkeypatch.setattr(torch.cuda, "MemPool", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "use_mem_pool", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    stream = SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
+    monkeypatch.setattr(first_run, "private_streams", lambda device, count: [stream])
     monkeypatch.setattr(cuda_graph, "give_up_workspaces", lambda streams: None)
-    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: NOTHING_FREED)
     monkeypatch.setattr(Runtime, "_first_call", first_call)
     return made

@@ -11,7 +11,7 @@ parameters that there are: weights that a rewrite scales may overflow in one mod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,14 +22,14 @@ from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, Tried, capture_best, capture_plan, state_kept
 from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused
-from opara_backend.execution.host import Plan, observe
+from opara_backend.execution.first_run import observe_metered
+from opara_backend.execution.host import Observed, Plan
 from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.winners import Choice
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.report.record import Timed
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.search import NOISE
-from opara_backend.scheduling.workspaces import Workspaces
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -69,17 +69,17 @@ def capture_fastest(
     """Capture the lowering of `runtime` that is fastest for `shape` of its `graph` (sizes bound), by its best schedule.
 
     near: the schedule that won with a lowering for another shape, if it did. alone: by the first lowering, without a
-    look at others. Errors: those of capturing the first
-    lowering; an alternative that fails is left out, and said.
+    look at others. Errors: those of capturing the first lowering; an alternative that fails is left out, and said.
     """
 
-    def best_of(one: Runtime, bound: KernelGraph) -> Kept:
-        # What convolutions need was metered while the first lowering ran, whose kernels are others.
-        there = memory if one is runtime else replace(memory, needed=Workspaces(product=memory.needed.product))
+    def best_of(one: Runtime, bound: KernelGraph, transient: Mapping[int, int]) -> Kept:
+        there = replace(memory, needed=replace(memory.needed, transient=transient))
         return Kept(one, *capture_best(one, bound, arguments, there, shape, near(one)))
 
+    first = runtime, graph, memory.needed.transient
+
     if alone or not runtime.alternatives:
-        return best_of(runtime, graph)
+        return best_of(*first)
     sources = tuple(other.generated.source for other in runtime.alternatives)
     path = winners.place(runtime.generated, graph, ("lowerings", shape, sources), runtime.options)
     choice = winners.find_choice(path)
@@ -88,17 +88,17 @@ def capture_fastest(
         racing = list(_agreeing(runtime, wanted, arguments))
     give_back_unused()  # while something is captured, nothing that is cached can be given back
     if choice is None or not racing:
-        racing.insert(0, (runtime, graph))
+        racing.insert(0, first)
     made = []
-    for one, bound in racing:
+    for one, bound, transient in racing:
         try:
-            made.append(best_of(one, bound))
+            made.append(best_of(one, bound, transient))
         except Exception as error:
             if one is runtime:
                 raise
             _left_out(one, f"{type(error).__name__}: {error}")
     if not made:
-        made.append(best_of(runtime, graph))
+        made.append(best_of(*first))
     if choice is not None:
         return replace(made[0], lowerings=choice.lowerings)
     if len(made) == 1:
@@ -135,20 +135,21 @@ def _fastest(made: Sequence[Kept], budget: float) -> Kept:
 
 def _agreeing(
     first: Runtime, others: Iterable[Runtime], arguments: StaticArguments
-) -> Iterator[tuple[Runtime, KernelGraph]]:
-    """Those of `others` that do what `first` does, with their graphs, sizes bound; all their kernels have run."""
+) -> Iterator[tuple[Runtime, KernelGraph, Mapping[int, int]]]:
+    """Those of `others` that do what `first` does, with their graphs, sizes bound, and what their kernels allocate as
+    they run. All of these have run."""
     expected: list[Tensor] = []
     rounding = max(TOLERANCE.get(kernel.dtype, OTHERWISE) for kernel in first.graph.kernels)
     for other in others:
         try:
             expected = expected or _run(first, arguments)[0]
-            found, nbytes = _run(other, arguments)
+            found, seen = _run(other, arguments)
             same = agree(expected, found, rounding)
         except Exception as error:
             _left_out(other, f"{type(error).__name__}: {error}")
             continue
         if same:
-            yield other, other.graph.bind(nbytes)
+            yield other, other.graph.bind(seen.nbytes), seen.metered
         else:
             _left_out(other, "its results differ from those of the graph as it is by more than rounding")
 
@@ -157,13 +158,13 @@ def _left_out(other: Runtime, why: str) -> None:
     log.warning("not tried with %s: %s", ", ".join(other.generated.rewrites), why)
 
 
-def _run(runtime: Runtime, arguments: StaticArguments) -> tuple[list[Tensor], dict[str, int]]:
-    """What one run leaves behind, in memory of its own: outputs, and arguments it writes; and the bytes of buffers."""
+def _run(runtime: Runtime, arguments: StaticArguments) -> tuple[list[Tensor], Observed]:
+    """What one run leaves behind, in memory of its own: outputs, and arguments it writes; and what it showed."""
     program, graph = runtime.program, runtime.graph
     with arguments.copies_kept(), state_kept(arguments.written_static(program, graph), graph):
-        seen = observe(program, arguments.values, runtime.lives)
+        seen = observe_metered(program, graph, arguments.values, runtime.lives)
         left = [*seen.outputs, *arguments.written(program, graph)]
-        return [value.clone() for value in left if isinstance(value, Tensor)], seen.nbytes
+        return [value.clone() for value in left if isinstance(value, Tensor)], replace(seen, outputs=())
 
 
 def agree(expected: Sequence[Tensor], found: Sequence[Tensor], rounding: float) -> bool:

@@ -1,18 +1,21 @@
 """The first call of a shape that is about to be captured: a plain run in memory that goes back when it is over.
 
 Takes: a Program, its KernelGraph, the arguments of a call. Gives: what the run showed, its outputs in memory of the
-caller's. Must not change: anything but what the program itself writes, and cuBLAS's workspaces, which are forgotten.
+caller's; what libraries need. Must not change: anything but what the program itself writes.
 
-cuBLAS keeps a workspace (32 MiB on Hopper GPUs) for each stream that has called it. The caller's stream calls it this
-once, as replays work in the graph's own. So the run allocates from a pool that ends with it.
+cuBLAS keeps a workspace (32 MiB on Hopper GPUs) for each stream that has called it. The caller's stream would call it
+this once, as replays work in the graph's own. So the run is made on a stream of ours, and allocates from a pool that
+ends with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +25,7 @@ from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.host import Observed
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
+from opara_backend.execution.streams import private_streams
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import Lifetimes
 from opara_backend.scheduling.gathering import library_kernels
@@ -29,46 +33,80 @@ from opara_backend.scheduling.workspaces import Workspaces
 
 log = logging.getLogger(__name__)
 
-# Calls of torch's and of our own, which neither run a compiled model nor keep what they allocate. Others may.
+# Calls of torch's and of our own: they work on the current stream, run no compiled model, and keep nothing that they
+# allocate. Others may not.
 KNOWN_CALLS = ("extern_kernels.", "torch.ops.aten.", "aten.", "torch.ops.opara_backend.", "convolution_out")
-
-
 ROOM = 4  # one part in so many of the device must be free: meanwhile torch does not give back what it has cached
 
 
 def leaves_nothing(graph: KernelGraph) -> bool:
-    """True if a run of `graph` can be told to allocate from a pool that ends with it."""
+    """True if a run of `graph` can be told to allocate from a pool that ends with it, and there is room for that."""
     if not all(kernel.kind == "triton" or kernel.call.startswith(KNOWN_CALLS) for kernel in graph.kernels):
         return False
+    if not _is_torchs_allocator() or torch.cuda.get_per_process_memory_fraction(graph.device) < 1:
+        return False
+    cuda_graph.give_back_unused()
     free, total = torch.cuda.mem_get_info(graph.device)
-    return torch.cuda.get_allocator_backend() == "native" and free >= total // ROOM
+    sizes = [buffer.nbytes for buffer in graph.buffers if buffer.kind == "intermediate"]
+    return free >= max(total // ROOM, sum(nbytes for nbytes in sizes if isinstance(nbytes, int)))
 
 
 def observe_apart(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
-    """`observe_metered` on the current stream and device; what it allocates, outputs excepted, is given back.
+    """`observe_metered` on the current device, in the current stream's order; what it allocates, outputs excepted, is
+    given back.
 
     For programs of which `leaves_nothing` is true. Call it with `cuda_graph.EXCLUSIVE` held.
     """
+    caller, (stream,) = torch.cuda.current_stream(), private_streams(torch.device(graph.device), 1)
     pool = torch.cuda.MemPool()
-    with torch.cuda.use_mem_pool(pool):
-        seen = observe_metered(program, graph, args, lives)
-    try:
-        seen = replace(seen, outputs=OutputSpec(program, graph, seen.outputs, args).collect(args))
-    except torch.OutOfMemoryError:
-        log.info("no memory for copies of outputs: what the first run allocated stays as long as they do")
-    # Whether the pool holds one is not asked: `pool.snapshot()` releases the numbers in the pool's name once too often
+    with _outliving_errors(pool, caller):
+        with torch.cuda.use_mem_pool(pool), _in_order(caller, stream), torch.cuda.stream(stream):
+            seen = observe_metered(program, graph, args, lives)
+        try:
+            seen = replace(seen, outputs=OutputSpec(program, graph, seen.outputs, args).collect(args))
+        except torch.OutOfMemoryError:
+            log.info("no memory for copies of outputs: what the first run allocated stays as long as they do")
+    # Whether the pool holds any is not asked: `pool.snapshot()` releases the numbers in the pool's name once too often
     # (seen 2.11), and the process dies of it some hundred pools later.
-    if library_kernels(graph):
-        cuda_graph.give_up_workspaces([torch.cuda.current_stream()])
+    cuda_graph.give_up_workspaces([stream])
     return seen
+
+
+@contextlib.contextmanager
+def _in_order(caller: torch.cuda.Stream, stream: torch.cuda.Stream) -> Iterator[None]:
+    """What the block queues on `stream` follows what `caller` has queued, and goes before what it will."""
+    stream.wait_stream(caller)
+    try:
+        yield
+    finally:
+        caller.wait_stream(stream)
+
+
+@contextlib.contextmanager
+def _outliving_errors(pool: Any, caller: torch.cuda.Stream) -> Iterator[None]:
+    """Wait for what the block has queued; if the device has failed, keep `pool` for good.
+
+    Its destructor frees memory, and ends the process where that fails: the caller would see no exception.
+    """
+    try:
+        yield
+        caller.synchronize()
+    except BaseException:
+        try:
+            caller.synchronize()
+        except RuntimeError:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(pool))
+        raise
 
 
 def observe_metered(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
     """`host.observe`, metering what calls of libraries allocate and free again: their workspaces.
 
-    What other threads free meanwhile counts as well.
+    What other threads free meanwhile counts as well. Not where the allocator does not count, nor where cuDNN tries all
+    it has in the first call, each in a workspace of its own.
     """
-    libraries = library_kernels(graph)
+    counts = torch.device(graph.device).type == "cuda" and _is_torchs_allocator() and not torch.backends.cudnn.benchmark
+    libraries = library_kernels(graph) if counts else frozenset()
 
     def freed(kernel: int) -> int:
         if kernel not in libraries:
@@ -93,3 +131,7 @@ def cublas_workspace_bytes(device: torch.device) -> int:
     if parts:
         return sum(int(size) * int(count) for size, count in parts) << 10
     return (32 << 20) if torch.cuda.get_device_capability(device) >= (9, 0) else (8 << 20) + (128 << 10)
+
+
+def _is_torchs_allocator() -> bool:
+    return torch.cuda.get_allocator_backend() == "native"

@@ -37,7 +37,7 @@ class Plan:
 class Observed:
     """What one run in program order showed: outputs, bytes of each buffer, seconds per kernel as the host sees it.
 
-    metered: by how much the meter rose while a kernel was launched, of those during which it did.
+    metered: by how much the meter rose while a kernel was launched, of those during which it did; nothing without one.
     """
 
     outputs: tuple[Any, ...]

@@ -71,6 +71,7 @@ def place(program: Program, graph: KernelGraph, shape: object, options: Options)
         (SCHEMA, __version__, torch.__version__, torch.version.cuda, _triton()),
         current_device_spec(device.index),
         [(name, getattr(options, name)) for name in DECISIVE],
+        (torch.backends.cudnn.benchmark, os.environ.get("CUBLAS_WORKSPACE_CONFIG")),  # what libraries take
         (program.source, program.graph_json, repr(shape)),
         [(b.name, b.nbytes) for b in graph.buffers],
     )

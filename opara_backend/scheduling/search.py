@@ -50,7 +50,7 @@ MENU: tuple[Dish, ...] = (
     ("wavefront", "program", 4),
     ("wavefront", "opara", None),
 )
-# What a user gets who names a policy. The first is the paper's own.
+# What those who propose a policy would launch, the paper first.
 RIVALS: tuple[Dish, ...] = (("opara", "opara", None), ("nimble", "opara", None), ("wavefront", "opara", None))
 RANDOM_CANDIDATES = 240
 FEW = 3  # candidates of several streams from which on one is tried with kernels that write in place, too
@@ -113,7 +113,10 @@ def candidates(
         patient = _built(waiting, profile, dishes[ranked[0].launches], streams)
         known = {schedule.launches for schedule in ranked}
         if patient is not None and patient.streams > 1 and patient.launches not in known and admits(patient):
-            ranked[count - 2 :] = [replace(patient, policy=f"{patient.policy}, in place")]
+            if len(ranked) > count - 2:
+                left_out = [schedule for schedule in ranked[1:] if schedule.launches not in rivals] or ranked[1:]
+                ranked.remove(left_out[-1])
+            ranked.append(replace(patient, policy=f"{patient.policy}, in place"))
     return (sequential, *ranked)
 
 

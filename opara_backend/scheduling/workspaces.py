@@ -14,11 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from opara_backend.kernel_graph import KernelGraph
+from opara_backend.kernel_graph import Kernel, KernelGraph
 from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.schedule import Schedule
 
-PRODUCTS = ("extern_kernels.mm", "extern_kernels.addmm", "extern_kernels.bmm", "extern_kernels.baddbmm")
+OPERATORS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_int_mm", "_scaled_mm", "linear", "matmul")
 MORE = 0.1  # of what one stream takes is never too much
 
 # The allocator's segments: for blocks up to 1 MiB, up to 10 MiB, and larger ones, which are rounded up to 2 MiB.
@@ -35,6 +35,14 @@ class Workspaces:
 
 
 NONE = Workspaces()
+
+
+def is_product(kernel: Kernel) -> bool:
+    """True if `kernel` may call cuBLAS: Inductor's `extern_kernels`, but for convolutions, and operators of torch's."""
+    owner, *names = kernel.call.removeprefix("torch.ops.").split(".")
+    if owner == "extern_kernels":
+        return names != ["convolution"]
+    return owner == "aten" and bool(names) and names[0] in OPERATORS
 
 
 def admission(graph: KernelGraph, needed: Workspaces, extra: int) -> Callable[[Schedule], bool]:
@@ -56,7 +64,7 @@ def workspace_bytes(graph: KernelGraph, stream: Sequence[int], needed: Workspace
     largest: dict[int, int] = {}
     for kernel, nbytes in needed.transient.items():
         largest[stream[kernel]] = max(largest.get(stream[kernel], 0), nbytes)
-    with_products = {s for s, kernel in zip(stream, graph.kernels, strict=True) if kernel.call in PRODUCTS}
+    with_products = {s for s, kernel in zip(stream, graph.kernels, strict=True) if is_product(kernel)}
     return sum(map(segment_bytes, largest.values())) + len(with_products) * segment_bytes(needed.product)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +18,7 @@ from opara_backend.execution import cuda_graph, first_run, host
 from opara_backend.execution.first_run import ROOM, leaves_nothing
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.scheduling.workspaces import Workspaces
 from tests.arguments import normal
 from tests.replayed import Replayed, replayed
 from tests.strategies import graph_with_edges
@@ -83,35 +86,126 @@ def calling(*calls: str) -> KernelGraph:
     return replace(graph, kernels=tuple(replace(kernel, kind="extern", call=call) for kernel, call in kernels))
 
 
-@pytest.mark.parametrize("library", [True, False], ids=["a library's", "generated"])
-def test_a_run_that_called_libraries_leaves_no_workspaces(monkeypatch: pytest.MonkeyPatch, library: bool) -> None:
-    events: list[str] = []
+@dataclass(eq=False)
+class Stream:
+    """Writes down what it is told. broken: the device has failed."""
+
+    name: str
+    events: list[str]
+    broken: bool = False
+
+    def wait_stream(self, other: Stream) -> None:
+        self.events.append(f"{self.name} waits for {other.name}")
+
+    def synchronize(self) -> None:
+        self.events.append(f"the host waits for {self.name}")
+        if self.broken:
+            raise torch.AcceleratorError("device-side assert triggered")
+
+
+@dataclass
+class World:
+    """A device that is not there. freed: what the allocator says, each time it is asked."""
+
+    events: list[str] = field(default_factory=list)
+    pools: list[weakref.ref[Any]] = field(default_factory=list)
+    freed: list[int] = field(default_factory=list)
+    failing: bool = False
+
+    def make_pool(self) -> Any:
+        class Pool:
+            pass
+
+        pool = Pool()
+        self.pools.append(weakref.ref(pool))
+        return pool
 
     @contextlib.contextmanager
-    def use_mem_pool(pool: Any) -> Iterator[None]:
-        events.append("in")
+    def within(self, what: Any) -> Iterator[None]:
+        self.events.append(f"in {getattr(what, 'name', 'the pool')}")
         yield
-        events.append("out")
 
-    def run(args: list[Any], alloc: Any, task: Any, release: Any) -> Iterator[None]:
-        task(lambda: events.append("kernel"))
+    def run(self, args: list[Any], alloc: Any, task: Any, release: Any) -> Iterator[None]:
+        def kernel() -> None:
+            self.events.append("kernel")
+            if self.failing:
+                raise ZeroDivisionError
+
+        task(kernel)
         yield
         return ()
 
-    def allocated(freed: int) -> dict[str, Any]:
-        return {"allocated_bytes": {"all": {"freed": freed}}}
+    def observe(self, call: str) -> host.Observed:
+        graph = replace(calling(call), outputs=(), device="cuda:0")
+        program: Any = SimpleNamespace(run=self.run, inputs=())
+        return first_run.observe_apart(program, graph, [], None)
 
-    counted = iter((100, 100 + 3 * 2**20))
-    monkeypatch.setattr(torch.cuda, "MemPool", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "use_mem_pool", use_mem_pool)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: 7)
-    monkeypatch.setattr(torch.cuda, "memory_stats_as_nested_dict", lambda device: allocated(next(counted)))
-    monkeypatch.setattr(cuda_graph, "give_up_workspaces", lambda streams: events.append(f"without {streams}"))
-    graph = replace(calling("extern_kernels.convolution") if library else graph_with_edges(1, []), outputs=())
-    program: Any = SimpleNamespace(run=run, inputs=())
-    seen = first_run.observe_apart(program, graph, [], None)
-    assert events == ["in", "kernel", "out", *(["without [7]"] if library else [])]
-    assert seen.metered == ({0: 3 * 2**20} if library else {}), "allocated by the kernel and freed: its workspace"
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    caller, ours = Stream("the caller's", world.events), Stream("ours", world.events)
+    monkeypatch.setattr(torch.cuda, "MemPool", world.make_pool)
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", world.within)
+    monkeypatch.setattr(torch.cuda, "stream", world.within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: caller)
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "native")
+    monkeypatch.setattr(
+        torch.cuda,
+        "memory_stats_as_nested_dict",
+        lambda device: {"allocated_bytes": {"all": {"freed": world.freed.pop(0)}}},
+    )
+    monkeypatch.setattr(first_run, "private_streams", lambda device, count: [ours])
+    monkeypatch.setattr(
+        cuda_graph, "give_up_workspaces", lambda streams: world.events.append(f"forget {streams[0].name}")
+    )
+    return world
+
+
+def test_the_run_is_in_order_with_the_callers_and_leaves_no_workspaces(world: World) -> None:
+    """The host waits before the pool's memory is freed: outputs are copied out of it."""
+    world.freed = [100, 100 + 3 * 2**20]
+    seen = world.observe("extern_kernels.convolution")
+    assert world.events == [
+        *("in the pool", "ours waits for the caller's", "in ours", "kernel", "the caller's waits for ours"),
+        *("the host waits for the caller's", "forget ours"),
+    ]
+    assert seen.metered == {0: 3 * 2**20}, "allocated by the kernel and freed: its workspace"
+    assert world.pools[0]() is None
+
+
+@pytest.mark.parametrize("setting", ["another allocator", "benchmark", "generated"])
+def test_what_cannot_be_metered_is_not(world: World, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    """An allocator of somebody's own raises where it is asked, and cuDNN's search allocates for all it tries."""
+    if setting == "another allocator":
+        monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "pluggable")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", setting == "benchmark")
+    graph = graph_with_edges(1, []) if setting == "generated" else calling("extern_kernels.convolution")
+    program: Any = SimpleNamespace(run=world.run, inputs=())
+    seen = first_run.observe_metered(program, replace(graph, outputs=(), device="cuda:0"), [], None)
+    assert seen.metered == {}
+    assert world.events == ["kernel"]
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["a device that works", "a device that has failed"])
+def test_a_run_that_fails(world: World, broken: bool) -> None:
+    """Where the device has failed the pool's destructor would end the process, and nobody see the exception."""
+    world.failing, world.freed = True, [0, 0]
+    torch.cuda.current_stream().broken = broken
+    with pytest.raises(ZeroDivisionError):
+        world.observe("extern_kernels.convolution")
+    assert "the caller's waits for ours" in world.events
+    gc.collect()
+    assert (world.pools[0]() is not None) == broken
+
+
+@pytest.mark.parametrize(
+    ("call", "transient"), [("extern_kernels.convolution", 5), ("extern_kernels.mm", 0)], ids=["both", "cuBLAS alone"]
+)
+def test_what_libraries_need(monkeypatch: pytest.MonkeyPatch, call: str, transient: int) -> None:
+    monkeypatch.setattr(first_run, "cublas_workspace_bytes", lambda device: 7)
+    seen = host.Observed((), {}, (), {0: transient} if transient else {})
+    assert first_run.workspaces(calling(call), seen) == Workspaces({0: transient} if transient else {}, 7)
 
 
 @pytest.mark.parametrize(
@@ -131,21 +225,40 @@ def test_the_workspace_of_cublas(
     assert first_run.cublas_workspace_bytes(torch.device("cuda", 0)) == expected
 
 
+MM = calling("extern_kernels.mm")
+
+
 @pytest.mark.parametrize(
-    ("graph", "backend", "free", "expected"),
+    ("graph", "backend", "fraction", "nbytes", "free", "expected"),
     [
-        (graph_with_edges(3, []), "native", 50, True),
-        (calling("extern_kernels.mm", "torch.ops.aten.topk.default", "convolution_out"), "native", 50, True),
-        (calling("extern_kernels.mm", "torch.ops.mine.lookup.default"), "native", 50, False),
-        (calling("extern_kernels.mm"), "cudaMallocAsync", 50, False),
-        (calling("extern_kernels.mm"), "native", 100 // ROOM - 1, False),
-        (calling("extern_kernels.mm"), "native", 100 // ROOM, True),
+        (graph_with_edges(3, []), "native", 1.0, 10, 50, True),
+        (calling("extern_kernels.mm", "torch.ops.aten.topk.default", "convolution_out"), "native", 1.0, 1, 50, True),
+        (calling("extern_kernels.mm", "torch.ops.mine.lookup.default"), "native", 1.0, 1, 50, False),
+        (MM, "cudaMallocAsync", 1.0, 1, 50, False),
+        (MM, "native", 0.5, 1, 50, False),
+        (MM, "native", 1.0, 1, 100 // ROOM - 1, False),
+        (MM, "native", 1.0, 1, 100 // ROOM, True),
+        (MM, "native", 1.0, 51, 50, False),
+        (MM, "native", 1.0, "s0", 50, True),
     ],
-    ids=["generated", "torch's", "somebody's", "another allocator", "device full", "device nearly full"],
+    ids=[
+        *("generated", "torch's", "somebody's", "another allocator", "a limit"),
+        *("device full", "device nearly full", "too large for it", "size not known"),
+    ],
 )
 def test_only_what_is_known_to_keep_nothing_runs_in_a_pool_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, graph: KernelGraph, backend: str, free: int, expected: bool
+    monkeypatch: pytest.MonkeyPatch,
+    graph: KernelGraph,
+    backend: str,
+    fraction: float,
+    nbytes: int | str,
+    free: int,
+    expected: bool,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: backend)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 100))
-    assert leaves_nothing(graph) == expected
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: fraction)
+    given_back: list[bool] = []
+    monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: given_back.append(True))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * len(given_back), 100))
+    sized = [replace(b, nbytes=nbytes) if b.kind == "intermediate" else b for b in graph.buffers]
+    assert leaves_nothing(replace(graph, buffers=tuple(sized))) == expected

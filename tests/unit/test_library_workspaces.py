@@ -14,7 +14,15 @@ from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.search import candidates
-from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces, admission, segment_bytes, workspace_bytes
+from opara_backend.scheduling.workspaces import (
+    MORE,
+    NONE,
+    Workspaces,
+    admission,
+    is_product,
+    segment_bytes,
+    workspace_bytes,
+)
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import WIDTHS, graph_with_edges
 
@@ -31,6 +39,23 @@ BRANCHES = graph_with_edges(6, [(0, k) for k in range(1, 5)] + [(k, 5) for k in 
 FORK = calling(BRANCHES, "extern_kernels.mm", {1, 2, 3, 4})
 FORK_PROFILE = Profile(tuple(kernel(1e-6 * (3 + k), 20) for k in range(6)), GPU)
 CUBLAS = Workspaces(product=32 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("extern_kernels.mm", True),
+        ("extern_kernels.bias_addmm", True),
+        ("extern_kernels.convolution", False),
+        ("torch.ops.aten._scaled_mm.default", True),
+        ("torch.ops.aten._scaled_dot_product_cudnn_attention.default", False),
+        ("torch.ops.mine.mm.default", False),
+        ("convolution_out", False),
+        ("triton_mm", False),
+    ],
+)
+def test_what_calls_cublas(call: str, expected: bool) -> None:
+    assert is_product(calling(BRANCHES, call, {1}).kernels[1]) == expected
 
 
 @pytest.mark.parametrize(

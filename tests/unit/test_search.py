@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -65,13 +66,31 @@ def test_half_are_those_of_the_menu_that_are_predicted_best(problem: Scheduled, 
 
 
 @given(gpu_schedules(), WIDTHS)
-def test_with_what_a_policy_by_name_makes_among_them(problem: Scheduled, streams: int) -> None:
-    """So that nothing that can be asked for by name is faster, however wrong the prediction is."""
+def test_with_what_rivals_make_among_them(problem: Scheduled, streams: int) -> None:
+    """So that none of them is faster, however wrong the prediction is."""
     graph, profile, _ = problem
     found = {schedule.launches for schedule in candidates(graph, profile, count=8, streams=streams)}
     for policy in ("opara", "nimble", "wavefront"):
         named = build(graph, profile, policy=policy, launch_order="opara", streams=streams)
         assert named.streams == 1 or named.launches in found
+
+
+@pytest.mark.parametrize("seed", [10, 31, 57])
+def test_what_is_tried_in_place_displaces_no_rival(seed: int) -> None:
+    """It took the last place, which wavefront's schedule had."""
+    chosen, count = Random(seed), 14
+    edges = {(chosen.randrange(0, k), k) for k in range(1, count) for _ in range(2)}
+    plain = graph_with_edges(count, sorted(edges))
+    pairs = [tuple((read, k.writes[0]) for read in k.reads if read.startswith("b"))[:1] for k in plain.kernels]
+    graph = replace(plain, kernels=tuple(replace(k, inplace=p) for k, p in zip(plain.kernels, pairs, strict=True)))
+    kernels = [
+        kernel(1e-6 * chosen.randint(3, 20), chosen.randint(10, 300), threads=chosen.choice([128, 512]))
+        for _ in range(count)
+    ]
+    found = candidates(graph, Profile(tuple(kernels), GPU), count=8, streams=8)
+    assert "in place" in found[-1].policy
+    named = build(graph, Profile(tuple(kernels), GPU), policy="wavefront", launch_order="opara", streams=8)
+    assert named.launches in {schedule.launches for schedule in found}
 
 
 def test_without_a_gpu_they_come_in_the_order_of_the_menu() -> None:
