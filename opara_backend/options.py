@@ -40,7 +40,7 @@ class Options:
     launch_order: str = "opara"
     streams: int = 8
     candidates: int = 8
-    search_seconds: float = 2.5
+    search_seconds: float = 2.0
     extra_memory: int = 256
     cuda_graph: bool = True
     copy_outputs: bool = True

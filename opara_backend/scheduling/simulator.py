@@ -20,6 +20,7 @@ than alone), clocks. README.md says what these would change.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -81,12 +82,14 @@ def simulate_with_room(graph: KernelGraph, profile: Profile, schedule: Schedule,
 class _Run:
     def __init__(self, graph: KernelGraph, cost: Sequence[KernelCost], schedule: Schedule, costs: CostModel) -> None:
         self.schedule, self.cost, self.costs = schedule, cost, costs
+        self.holds = [max(each.share) for each in cost]  # what a block holds of the resource it needs most of
         self.start, self.end = [0.0] * len(graph), [0.0] * len(graph)
         self.unplaced = [cost.blocks for cost in self.cost]
         self.free = [1.0, 1.0, 1.0, 1.0]
         self.batches: list[_Batch] = []
         self.queue: list[int] = []  # kernels on the GPU with blocks not yet placed, oldest first
-        self.arrivals: list[tuple[float, int, int]] = []  # kernels on their way: (time, place in launch order, kernel)
+        # Kernels on their way, a heap: (time, place in launch order, kernel).
+        self.arrivals: list[tuple[float, int, int]] = []
         self.place = {kernel: place for place, kernel in enumerate(schedule.order)}
         self.blockers = [0] * len(graph)  # how many kernels each still has to see ended
         self.waiters: list[list[int]] = [[] for _ in range(len(graph))]
@@ -112,18 +115,24 @@ class _Run:
             self._release(kernel, now + index * self.costs.branch_latency)
         while self.arrivals or self.batches:
             rates = self._rates()
-            step = min((b.left / rates[b.kernel] for b in self.batches), default=math.inf)
+            step = math.inf
+            for batch in self.batches:
+                step = min(step, batch.left / rates[batch.kernel])
             if self.arrivals:
-                step = min(step, min(self.arrivals)[0] - now)
+                step = min(step, self.arrivals[0][0] - now)
             now += step
+            ended = False
             for batch in self.batches:
                 batch.left -= step * rates[batch.kernel]
-            self._finish(now)
-            for arrived in sorted(a for a in self.arrivals if a[0] <= now + _INSTANT):
-                self.arrivals.remove(arrived)
-                self.start[arrived[2]] = now
-                self.queue.append(arrived[2])
-            self._dispatch()
+                ended = ended or batch.left <= _INSTANT
+            if ended:
+                self._finish(now)
+            while self.arrivals and self.arrivals[0][0] <= now + _INSTANT:
+                kernel = heapq.heappop(self.arrivals)[2]
+                self.start[kernel] = now
+                self.queue.append(kernel)
+            if self.queue:
+                self._dispatch()
         return Timeline(tuple(self.start), tuple(self.end))
 
     def _release(self, kernel: int, now: float) -> None:
@@ -133,7 +142,7 @@ class _Run:
         latency = self.cost[kernel].ramp
         if self._out_of_step(kernel, now):
             latency += self.costs.sync_latency
-        self.arrivals.append((launch + latency, self.place[kernel], kernel))
+        heapq.heappush(self.arrivals, (launch + latency, self.place[kernel], kernel))
 
     def _out_of_step(self, kernel: int, now: float) -> bool:
         own, waits = self.schedule.stream[kernel], self.schedule.waits[kernel]
@@ -183,9 +192,9 @@ class _Run:
         held: dict[int, float] = {}
         asked = 0.0
         for batch in self.batches:
-            cost = self.cost[batch.kernel]
-            held[batch.kernel] = held.get(batch.kernel, 0.0) + batch.blocks * max(cost.share)
-            asked += batch.blocks * cost.bandwidth
+            kernel, blocks = batch.kernel, batch.blocks
+            held[kernel] = held.get(kernel, 0.0) + blocks * self.holds[kernel]
+            asked += blocks * self.cost[kernel].bandwidth
         memory_rate = 1.0 if asked <= 1.0 else 1.0 / asked
         together = math.fsum(held.values())
         return {

@@ -18,7 +18,7 @@ DEFAULTS: dict[str, Any] = {
     "launch_order": "opara",
     "streams": 8,
     "candidates": 8,
-    "search_seconds": 2.5,
+    "search_seconds": 2.0,
     "extra_memory": 256,
     "cuda_graph": True,
     "copy_outputs": True,
