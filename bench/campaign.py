@@ -6,8 +6,8 @@ but the folder. Run it again with the same folder and it goes on where it stoppe
 
 1. Precompile (`bench.precompile`): every program the cases need, in parallel processes on all cores, into
    `FOLDER/caches`. A case whose programs are not all there when this has to end is left for the next run.
-2. Measure (`bench.turns`): the cases in order of interest: batch 1 before larger ones, float16 before float32; a
-   second and a third pass, each in a process of its own, when all cases have one. Several workers a GPU trace, load
+2. Measure (`bench.turns`): batch 1 before larger ones, the largest models first, whose variants take minutes to trace;
+   a second and a third pass, each in a process of its own, when all cases have one. Several workers a GPU trace, load
    and warm up their cases at once; whoever profiles, searches or is timed is alone on its GPU, the others stopped.
 
 First calls are not reported: they shared the machine. `bench run --compile-times` measures them apart.
@@ -31,7 +31,7 @@ from bench import models
 from bench.about import environment
 from bench.kept import Kept
 from bench.measuring import DTYPES, add_planted, progress_bar
-from bench.precompile import compiled, precompile, program, programs
+from bench.precompile import compiled, largest_first, precompile, program, programs
 from bench.run import Job
 from bench.samples import LEAN, Row, loaded, save
 from bench.summary import case_table, problems
@@ -174,7 +174,7 @@ def main(chosen: argparse.Namespace) -> int:
     places = gpus or (None,)
     _compile(todo, kept, output, places, chosen.workers, started + 60 * chosen.minutes * chosen.compile_share)
     done = kept.compiled()
-    ready = [job for job in todo if compiled(job, done)]
+    ready = largest_first(job for job in todo if compiled(job, done))
     if len(ready) < len(todo):
         output.print(f"{len(todo) - len(ready)} are not compiled yet and left for the next run")
     with contextlib.closing(in_turns(ready, gpus=places, each=each, deadline=end)) as found:  # ends its processes

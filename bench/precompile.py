@@ -70,12 +70,12 @@ def size(model: str, small: bool = False) -> int:
         return sum(1 for _ in entry.build().modules())
 
 
-def compile_order(jobs: Iterable[Job]) -> list[Job]:
-    """The order to compile in: batch by batch as they are given, so that one is whole when time is up, and of each the
-    largest first. What is equally large stays in the order given."""
+def largest_first(jobs: Iterable[Job]) -> list[Job]:
+    """The order to work in: process by process and batch by batch as they are given, so that one is whole when time is
+    up, and of each the largest first, which take longest. What is equally large stays in the order given."""
     jobs = list(jobs)
-    batches = list(dict.fromkeys(job.batch for job in jobs))
-    return sorted(jobs, key=lambda job: (batches.index(job.batch), -size(job.model, job.small)))
+    parts = list(dict.fromkeys((job.process, job.batch) for job in jobs))
+    return sorted(jobs, key=lambda job: (parts.index((job.process, job.batch)), -size(job.model, job.small)))
 
 
 def threads(job_size: int, middle: float, left: int, workers: int) -> int:
@@ -102,5 +102,5 @@ def surroundings(
 
 def precompile(todo: Sequence[Job], *, gpus: Sequence[str | None], workers: int, deadline: float) -> Iterator[Row]:
     """Compile the programs `todo`, until `deadline`; the rows say how long each took, in company."""
-    order = compile_order(todo)
+    order = largest_first(todo)
     yield from together(order, workers=workers, deadline=deadline, environment=surroundings(order, gpus, workers))

@@ -38,7 +38,7 @@ class Limits:
     drain: what the others have queued when they are stopped, a call of the slowest model, has ended by then; grace:
     what has begun may go on after the deadline."""
 
-    case: float = 240.0
+    case: float = 420.0
     alone: float = 120.0
     drain: float = 0.05
     grace: float = 60.0

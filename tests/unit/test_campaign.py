@@ -21,7 +21,7 @@ from bench.campaign import (
     visible_gpus,
 )
 from bench.kept import Kept
-from bench.precompile import MOST_THREADS, compile_order, compiled, program, programs, surroundings, threads
+from bench.precompile import MOST_THREADS, compiled, largest_first, program, programs, surroundings, threads
 from bench.run import Job
 from bench.samples import LEAN, Row, Samples, load
 from bench.variants import variant
@@ -60,8 +60,18 @@ def test_policies_of_the_same_kernels_are_compiled_once() -> None:
     ]
 
 
+def test_a_pass_is_measured_batch_by_batch_and_of_each_the_largest_first() -> None:
+    """Or the last cases of a pass are those that take minutes, each alone."""
+    jobs = largest_first(FULL)
+    parts = [(job.process, job.batch) for job in jobs]
+    assert parts == sorted(parts)
+    first = {part: jobs[parts.index(part)].model for part in dict.fromkeys(parts)}
+    assert {model for (_, batch), model in first.items() if batch < 32} == {"nasnet_large"}
+    assert sorted(map(repr, jobs)) == sorted(map(repr, FULL))
+
+
 def test_the_largest_programs_come_first_and_with_more_threads() -> None:
-    jobs = compile_order(programs(FULL))
+    jobs = largest_first(programs(FULL))
     assert {job.model for job in jobs[:6]} == {"nasnet_large"}
     assert [job.batch for job in jobs] == sorted(job.batch for job in jobs)
     assert sorted(map(program, jobs)) == sorted(map(program, programs(FULL)))
