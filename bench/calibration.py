@@ -24,6 +24,7 @@ from rich.table import Table
 from bench import documents
 from bench.recorded import Recording, load_all
 from bench.tables import console, geometric_mean, table
+from opara_backend.options import Options
 from opara_backend.scheduling.costs import CostModel
 from opara_backend.scheduling.search import candidates
 from opara_backend.scheduling.simulator import simulate
@@ -40,7 +41,7 @@ GRID: Mapping[str, tuple[float, ...]] = MappingProxyType(
 NOISE = 0.003  # the same schedules measured in two sessions differed by this, median of ten graphs (0.0015 to 0.05)
 REPEATS = 20
 GOOD = 0.8
-TRIED, WIDTH = 8, 8  # the defaults of the options `candidates` and `streams`
+TRIED, WIDTH = Options.candidates, Options.streams  # the defaults
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,10 @@ ROOM = 4  # one part in so many of the device must be free: meanwhile torch does
 
 
 def leaves_nothing(graph: KernelGraph) -> bool:
-    """True if a run of `graph` can be told to allocate from a pool that ends with it, and there is room for that."""
+    """True if a run of `graph` can be told to allocate from a pool that ends with it, and there is room for that.
+
+    What is cached and unused is given back before it looks, for the pool could not have it.
+    """
     if not all(kernel.kind == "triton" or kernel.call.startswith(KNOWN_CALLS) for kernel in graph.kernels):
         return False
     if not _is_torchs_allocator() or torch.cuda.get_per_process_memory_fraction(graph.device) < 1:

@@ -144,7 +144,10 @@ class _OnDemand:
 
 
 def observe(
-    program: Program, args: Sequence[Any], lives: Lifetimes | None = None, meter: Callable[[int], int] = lambda _: 0
+    program: Program,
+    args: Sequence[Any],
+    lives: Lifetimes | None = None,
+    meter: Callable[[int], int] | None = None,
 ) -> Observed:
     """Run once in program order, each buffer in memory of its own: a plain run whose sizes and times are written down.
 
@@ -158,11 +161,11 @@ def observe(
     while activation.advance():
         for kernel in range(len(durations), len(activation.tasks)):
             memory.before(kernel)
-            before = meter(kernel)
+            before = meter(kernel) if meter is not None else 0
             start = time.perf_counter()
             activation.tasks[kernel]()
             durations.append(time.perf_counter() - start)
-            if rise := meter(kernel) - before:
+            if meter is not None and (rise := meter(kernel) - before):
                 metered[kernel] = rise
             memory.behind(kernel, activation.release)
     return Observed(activation.outputs, memory.nbytes, tuple(durations), MappingProxyType(metered))

@@ -196,10 +196,10 @@ def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
     monkeypatch.setattr(Runtime, "plan", sized)
     monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static)
     _, _, _, tried = search()
-    assert max(schedule.streams for schedule, _ in tried) == 3
+    assert {schedule.streams for schedule, _ in tried} == {1, 2, 3}
     monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static + 20 * MORE_ARENA)
     _, _, _, tried = search("another shape")
-    assert max(schedule.streams for schedule, _ in tried) > 3
+    assert {schedule.streams for schedule, _ in tried} > {1, 2, 3}
 
 
 def test_arena_and_workspaces_take_no_more_than_is_allowed_together(

@@ -18,7 +18,6 @@ from opara_backend.execution import cuda_graph, first_run, host
 from opara_backend.execution.first_run import ROOM, leaves_nothing
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.workspaces import Workspaces
 from tests.arguments import normal
 from tests.replayed import Replayed, replayed
 from tests.strategies import graph_with_edges
@@ -197,15 +196,6 @@ def test_a_run_that_fails(world: World, broken: bool) -> None:
     assert "the caller's waits for ours" in world.events
     gc.collect()
     assert (world.pools[0]() is not None) == broken
-
-
-@pytest.mark.parametrize(
-    ("call", "transient"), [("extern_kernels.convolution", 5), ("extern_kernels.mm", 0)], ids=["both", "cuBLAS alone"]
-)
-def test_what_libraries_need(monkeypatch: pytest.MonkeyPatch, call: str, transient: int) -> None:
-    monkeypatch.setattr(first_run, "cublas_workspace_bytes", lambda device: 7)
-    seen = host.Observed((), {}, (), {0: transient} if transient else {})
-    assert first_run.workspaces(calling(call), seen) == Workspaces({0: transient} if transient else {}, 7)
 
 
 @pytest.mark.parametrize(
