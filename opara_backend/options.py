@@ -18,6 +18,7 @@ from opara_backend.scheduling import policies
 
 REWRITES = (
     "fuse_convolutions",
+    "fuse_depthwise",
     "fuse_gemv",
     "join_small",
     "merge_convolutions",
@@ -48,6 +49,7 @@ class Options:
     fallback: str = "warn"
     in_place: bool = True
     fuse_convolutions: bool = True
+    fuse_depthwise: bool = True
     fuse_gemv: bool = True
     join_small: bool = True
     merge_convolutions: bool = False
@@ -96,13 +98,14 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "fallback": _Accepts("what a step down the ladder does", lambda: ("warn", "error")),
     "in_place": _Accepts("let a kernel write over an input that no other kernel needs any more"),
     "fuse_convolutions": _Accepts("convolutions with batch norm, residual and ReLU as one cuDNN kernel, on CUDA"),
+    "fuse_depthwise": _Accepts("depthwise convolutions as fused Triton kernels instead of cuDNN calls, on CUDA"),
     "fuse_gemv": _Accepts("products of one row or column as fused Triton reductions instead of cuBLAS calls, on CUDA"),
     "join_small": _Accepts("launch small elementwise kernels that wait for the same others as one, on CUDA"),
     "merge_convolutions": _Accepts("convolutions of one input as one, weights side by side, on CUDA"),
     "merge_products": _Accepts("matrix products of one input as one, weights side by side, on CUDA"),
     "unfold_patches": _Accepts("convolutions of patches that do not overlap as one matrix product, on CUDA"),
     "try_rewrites": _Accepts(
-        "lower again with and without those of these six that find something to do, and keep the fastest, on CUDA"
+        "lower again with and without those of these seven that find something to do, and keep the fastest, on CUDA"
     ),
     "remember": _Accepts("keep profiles and winning schedules on disk, and search no more where one is found"),
     "annotate": _Accepts("name calls and kernels for profilers: record_function scopes, NVTX ranges on CUDA"),

@@ -70,7 +70,7 @@ from torch._inductor.scheduler import ForeachKernelSchedulerNode, FusedScheduler
 from torch._inductor.utils import IndentedBuffer
 
 # Seen 2.11, 2.13, 2.15. The graph being lowered. Without it: no buffers, sizes, constants.
-from torch._inductor.virtualized import V
+from torch._inductor.virtualized import V, ops
 from torch._logging._internal import trace_structured
 
 # Seen 2.11, 2.13, 2.15. Tells whether a storage is still held, by a view for instance, after its Python object is gone.
@@ -176,6 +176,35 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
         return ir.ExternKernel.require_channels_last(operand)
     order = ir.get_stride_order(result.get_layout().stride, V.graph.sizevars.shape_env)
     return ir.ExternKernel.require_stride_order(operand, order)
+
+
+def channels_last_if_preferred(image: Any) -> Any:
+    """The box of an image, computed, and laid out channels last where Inductor lays out the graph's images so.
+
+    Seen 2.11, 2.13. Without it neighbouring threads would read what lies far apart.
+    """
+    from torch._inductor import ir
+
+    image.realize()
+    return ir.ExternKernel.require_channels_last(image) if V.graph.layout_opt and len(image.get_size()) == 4 else image
+
+
+def row_major(matrix: Any) -> Any:
+    """The box of a matrix whose rows lie in memory one after the other. Seen 2.11, 2.13.
+
+    Without it Inductor lays it out as what it is computed from.
+    """
+    from torch._inductor import ir
+
+    matrix.realize()
+    return ir.ExternKernel.require_stride_order(matrix, [1, 0])
+
+
+def elementwise(element: Callable[[Sequence[Any]], Any], size: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:
+    """The box of a tensor whose elements `element` computes from their indices by `ops`. Seen 2.11, 2.13."""
+    from torch._inductor import ir
+
+    return ir.Pointwise.create(device=device, dtype=dtype, inner_fn=element, ranges=list(size))
 
 
 def known_equal(one: Any, other: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from opara_backend import upstream
 from opara_backend._version import __version__
-from opara_backend.lowering import fused_convolutions, gemv, patches, siblings
+from opara_backend.lowering import depthwise, fused_convolutions, gemv, patches, siblings
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
 from opara_backend.lowering.inductor import finds_something, note_rewrite, static_inputs, under_way
@@ -46,6 +46,7 @@ def _on_a_copy(rewrite: Callable[[torch.fx.Graph], int], graph: torch.fx.Graph) 
 
 _OF_GRAPHS: Mapping[str, Callable[[torch.fx.Graph], int]] = {
     "unfold_patches": patches.unfold_patches,
+    "fuse_depthwise": depthwise.fuse_depthwise,
     "fuse_convolutions": lambda graph: fused_convolutions.fuse_convolutions(graph, static_inputs()),
     "merge_products": lambda graph: siblings.merge_products(graph, static_inputs()),
     "merge_convolutions": lambda graph: siblings.merge_convolutions(graph, static_inputs()),

@@ -1,0 +1,144 @@
+"""Depthwise convolutions as elementwise kernels: the same sizes, strides and values, and which they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from opara_backend.lowering import depthwise
+from opara_backend.report.record import collect
+from tests.agreement import Agree
+
+ON = {"fuse_depthwise": True}
+
+
+@pytest.fixture(autouse=True)
+def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(depthwise, "DEVICES", ("cpu",))
+
+
+class Followed(nn.Module):
+    """A convolution, and what reads its result: by strides, as a view, by many reads of each element, as a matrix."""
+
+    def __init__(self, kind: type[nn.Module], **arguments: Any) -> None:
+        super().__init__()
+        self.layer = kind(**{"in_channels": 6, "out_channels": 6, "groups": 6, **arguments})
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.layer(x * 2)
+        rows = y.flatten(1)
+        return y, y.flatten(2).mT.relu(), y.relu().mean(-1), rows @ rows.mT
+
+
+FUSED: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
+    "padded": (nn.Conv2d, {"kernel_size": 3, "padding": 1}, (2, 6, 9, 7)),
+    "not padded": (nn.Conv2d, {"kernel_size": 3}, (2, 6, 9, 7)),
+    "padded unevenly": (nn.Conv2d, {"kernel_size": (3, 5), "padding": (0, 2)}, (2, 6, 9, 7)),
+    "no bias": (nn.Conv2d, {"kernel_size": 5, "padding": 2, "bias": False}, (2, 6, 9, 7)),
+    "strided": (nn.Conv2d, {"kernel_size": 3, "stride": (2, 3), "padding": 1}, (2, 6, 9, 8)),
+    "dilated": (nn.Conv2d, {"kernel_size": 3, "dilation": (2, 1), "padding": (2, 1)}, (2, 6, 9, 7)),
+    "padded widely": (nn.Conv2d, {"kernel_size": 2, "padding": 4}, (2, 6, 3, 3)),
+    "seven by seven": (nn.Conv2d, {"kernel_size": 7, "padding": 3}, (2, 6, 14, 14)),
+    "of a point": (nn.Conv2d, {"kernel_size": 1}, (2, 6, 5, 4)),
+    "one dimension": (nn.Conv1d, {"kernel_size": 4, "padding": 3}, (2, 6, 20)),
+}
+LEFT: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
+    "wide groups": (nn.Conv2d, {"kernel_size": 3, "groups": 3}, (2, 6, 9, 7)),
+    "one group": (nn.Conv2d, {"kernel_size": 3, "groups": 1}, (2, 6, 9, 7)),
+    "one channel": (nn.Conv2d, {"kernel_size": 3, "in_channels": 1, "out_channels": 1, "groups": 1}, (2, 1, 9, 7)),
+    "several filters a channel": (nn.Conv2d, {"kernel_size": 3, "out_channels": 12}, (2, 6, 9, 7)),
+    "a large window": (nn.Conv2d, {"kernel_size": 8}, (1, 6, 9, 8)),
+    "transposed": (nn.ConvTranspose2d, {"kernel_size": 3}, (2, 6, 5, 5)),
+    "three dimensions": (nn.Conv3d, {"kernel_size": 2}, (2, 6, 4, 4, 4)),
+    "double precision": (nn.Conv2d, {"kernel_size": 3, "dtype": torch.float64}, (2, 6, 9, 7)),
+}
+
+
+def libraries(records: list[Any]) -> int:
+    (record,) = records
+    return sum("convolution" in kernel.call and kernel.kind != "cpp" for kernel in record.graph.kernels)
+
+
+def images(shape: tuple[int, ...], last: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Three inputs of one shape."""
+    made = torch.randn(3, *shape, dtype=dtype)
+    return made.transpose(2, -1).contiguous().transpose(2, -1) if last else made
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("case", FUSED)
+def test_sums_are_written_out(case: str, last: bool, agree: Agree) -> None:
+    kind, arguments, shape = FUSED[case]
+    inputs = images(shape, last)
+    assert libraries(agree(Followed(kind, **arguments), lambda call: (inputs[call],), options=ON)) == 0
+
+
+@pytest.mark.parametrize("case", LEFT)
+def test_others_stay(case: str, agree: Agree) -> None:
+    kind, arguments, shape = LEFT[case]
+    inputs = images(shape, False, arguments.get("dtype", torch.float32))
+    assert libraries(agree(Followed(kind, **arguments), lambda call: (inputs[call],), options=ON)) == 1
+
+
+def test_sizes_may_change(agree: Agree) -> None:
+    model = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1))
+    inputs = [torch.randn(n, 6, 9 + n, 12) for n in (2, 3, 4)]
+    assert libraries(agree(model, lambda call: (inputs[call],), options=ON, dynamic=True)) == 1
+
+
+def test_filters_may_change(agree: Agree) -> None:
+    """They are laid out anew at every call."""
+
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(6, 6, 3, groups=6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x).relu()
+
+    model, x = Moving(), torch.randn(1, 6, 5, 5)
+    with torch.no_grad():
+        call = torch.compile(model, backend="opara", options=ON)
+        for _ in range(3):
+            torch.testing.assert_close(call(x), model(x))
+            model.layer.weight.mul_(-2)
+
+
+@given(
+    extents=st.lists(st.integers(1, 9), min_size=2, max_size=2),
+    window=st.lists(st.integers(1, 4), min_size=2, max_size=2),
+    stride=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    padding=st.lists(st.integers(0, 4), min_size=2, max_size=2),
+    dilation=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+)
+def test_the_operator_has_the_size_and_values_of_the_convolution(
+    extents: list[int], window: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> None:
+    """As a graph knows them that is not lowered: under fake tensors, and where nothing is compiled."""
+    reach = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
+    padding = [max(p, (r - e + 1) // 2) for p, r, e in zip(padding, reach, extents, strict=True)]
+    x, weight, bias = torch.randn(2, 3, *extents), torch.randn(3, 1, *window), torch.randn(3)
+    filters = weight.reshape(3, -1).t()
+    result = depthwise.operator()(x, filters, bias, window, stride, padding, dilation)
+    torch.testing.assert_close(result, nn.functional.conv2d(x, weight, bias, stride, padding, dilation, 3))
+
+
+def test_sums_are_of_float32_and_rounded_once() -> None:
+    """To a type of few digits, with what follows in the same kernel."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Conv2d(8, 8, 3, groups=8)).to(torch.bfloat16)
+    x = torch.randn(2, 8, 12, 12, dtype=torch.bfloat16)
+    between = copy.deepcopy(model[0]).double()(x.double()).bfloat16()
+    with torch.no_grad(), collect() as records:
+        found = torch.compile(model, backend="opara", options=ON)(x)
+        expected = copy.deepcopy(model[1]).double()(between.double()).bfloat16()
+    assert libraries(records) == 0
+    off_by_one = torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(found, expected, rtol=off_by_one, atol=off_by_one)
