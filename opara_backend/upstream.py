@@ -97,16 +97,19 @@ __all__ = [
     "break_behind",
     "cache_directory",
     "can_match_buffer_size",
+    "channels_last",
     "check_inductor_option",
     "clear_cublas_workspaces",
     "clears_cublas_workspaces_by_stream",
     "compile_fx",
     "compile_fx_inner",
     "compiled_with",
+    "contiguous",
     "counters",
     "current_compile_id",
     "current_device",
     "current_stream_key",
+    "elementwise",
     "extern_call",
     "forbid_access",
     "forget_compiled",
@@ -121,7 +124,9 @@ __all__ = [
     "list_mode_options",
     "lowerings",
     "occupy",
+    "ops",
     "own_output_strides",
+    "prefers_channels_last",
     "same_addresses",
     "storage_over",
     "trace_artifact",
@@ -178,33 +183,45 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
     return ir.ExternKernel.require_stride_order(operand, order)
 
 
-def channels_last_if_preferred(image: Any) -> Any:
-    """The box of an image, computed, and laid out channels last where Inductor lays out the graph's images so.
+def prefers_channels_last() -> bool:
+    """True if Inductor lays out the images of the graph that it lowers channels last. Seen 2.11, 2.13."""
+    return bool(V.graph.layout_opt)
 
-    Seen 2.11, 2.13. Without it neighbouring threads would read what lies far apart.
+
+def channels_last(image: Any) -> Any:
+    """The box of an image, computed, and laid out channels last. Seen 2.11, 2.13.
+
+    Without it neighbouring threads would read what lies far apart.
     """
     from torch._inductor import ir
 
     image.realize()
-    return ir.ExternKernel.require_channels_last(image) if V.graph.layout_opt and len(image.get_size()) == 4 else image
+    return ir.ExternKernel.require_channels_last(image)
 
 
-def row_major(matrix: Any) -> Any:
-    """The box of a matrix whose rows lie in memory one after the other. Seen 2.11, 2.13.
+def contiguous(operand: Any) -> Any:
+    """The box of a tensor in a buffer, row after row. Seen 2.11, 2.13.
 
-    Without it Inductor lays it out as what it is computed from.
+    Without it Inductor computes it where it is read, or lays it out as what it is computed from.
     """
     from torch._inductor import ir
 
-    matrix.realize()
-    return ir.ExternKernel.require_stride_order(matrix, [1, 0])
+    operand.realize()
+    return ir.ExternKernel.require_stride_order(operand, [*reversed(range(len(operand.get_size())))])
 
 
-def elementwise(element: Callable[[Sequence[Any]], Any], size: Sequence[Any], dtype: torch.dtype, device: Any) -> Any:
-    """The box of a tensor whose elements `element` computes from their indices by `ops`. Seen 2.11, 2.13."""
+def elementwise(element: Callable[[Sequence[Any]], Any], like: Any) -> Any:
+    """The box of a tensor as the one of the box `like`, whose elements `element` computes from their indices by `ops`.
+
+    Computed once, whoever reads it. Seen 2.11, 2.13. Without it depthwise convolutions stay calls of cuDNN.
+    """
     from torch._inductor import ir
 
-    return ir.Pointwise.create(device=device, dtype=dtype, inner_fn=element, ranges=list(size))
+    box = ir.Pointwise.create(
+        device=like.get_device(), dtype=like.get_dtype(), inner_fn=element, ranges=list(like.get_size())
+    )
+    box.realize()
+    return box
 
 
 def known_equal(one: Any, other: Any) -> bool:

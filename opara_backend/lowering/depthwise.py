@@ -1,8 +1,8 @@
 """Depthwise convolutions as elementwise kernels, which Inductor fuses with what follows them.
 
 Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which a convolution of as many groups
-as channels is one `operator`. Must not change: convolutions whose groups are larger, or that take more than `MOST`
-elements of the image for one of the result.
+as channels is one `operator`. Must not change: convolutions whose groups are larger, that take more than `MOST`
+elements of the image for one of the result, or whose images are not laid out channels last.
 
 Each channel has a filter of its own, so that nothing is a product of matrices: an element of the result is a sum of few
 products, computed where it is written. cuDNN's kernels for it take 3 us (3x3) to 27 us (7x7) at batch 1 on an H200,
@@ -25,6 +25,7 @@ from torch.fx import Graph, Node
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from opara_backend import upstream
+from opara_backend.lowering import realized
 from opara_backend.lowering.rewriting import Writer, arguments
 
 DEVICES = ("cuda",)
@@ -38,45 +39,37 @@ def fuse_depthwise(graph: Graph) -> int:
     """Replace every depthwise convolution; how many there were."""
     found = 0
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
-        if not _is_depthwise(node):
-            continue
-        image, weight, bias, stride, padding, dilation, *_ = arguments(node)
-        do, aten = Writer(graph, node), torch.ops.aten
-        channels, _, *window = weight.meta["val"].shape
-        filters = do(aten.permute.default, do(aten.reshape.default, weight, [channels, math.prod(window)]), [1, 0])
-        made = do(operator(), image, filters, bias, window, stride, padding, dilation)
-        node.replace_all_uses_with(made)
-        graph.erase_node(node)
-        found += 1
+        if _is_depthwise(node):
+            following = [*node.users]
+            made = _written_out(Writer(graph, node.next, node), node)
+            for user in following:
+                user.replace_input_with(node, made)
+            found += 1
     return found
 
 
 def _is_depthwise(node: Node) -> bool:
-    image, weight, _, _, _, _, transposed, _, groups = arguments(node)
+    image, weight, _, *steps, transposed, _, groups = arguments(node)
     x, w = image.meta["val"], weight.meta["val"]
     if x.device.type not in DEVICES or x.dtype not in DTYPES or w.dtype is not x.dtype or transposed:
         return False
-    if not 3 <= x.dim() <= 4 or x.dim() != w.dim() or not all(isinstance(size, int) for size in w.shape):
+    if not x.dim() == w.dim() == 4 or not all(isinstance(size, int) for size in (*w.shape, *itertools.chain(*steps))):
         return False
     channels, each, *window = w.shape
     return bool(groups == channels > 1 and each == 1 and math.prod(window) <= MOST and x.shape[1] == channels)
 
 
-def convolution(
-    x: Tensor,
-    filters: Tensor,
-    bias: Tensor | None,
-    window: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """The convolution of `x`, `(n, channels, *extent)`, with `filters`, `(product of window, channels)`."""
-    weight = filters.t().reshape(-1, 1, *window)
-    return torch.ops.aten.convolution.default(x, weight, bias, stride, padding, dilation, False, [0] * len(window), len(weight))
+def _written_out(do: Writer, node: Node) -> Node:
+    aten = torch.ops.aten
+    image, weight, bias, stride, padding, dilation, *_ = arguments(node)
+    channels, _, *window = weight.meta["val"].shape
+    # Neighbours in memory are channels, as in the image.
+    rows = do(aten.permute.default, do(aten.reshape.default, weight, [channels, math.prod(window)]), [1, 0])
+    return do(operator(), node, image, do(realized.operator(), rows), bias, window, stride, padding, dilation)
 
 
 def _lower(
+    like: Any,
     x: Any,
     filters: Any,
     bias: Any,
@@ -85,20 +78,19 @@ def _lower(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Any:
-    """`convolution` of Inductor's boxes of tensors: summed in float32, rounded once."""
-    x = upstream.channels_last_if_preferred(x)
-    # Neighbours in memory are channels, as they are in images that are laid out channels last.
-    load_filter = upstream.row_major(filters).make_loader()
-    load_bias = None if bias is None else bias.make_loader()
+    """The convolution of Inductor's boxes of tensors: summed in float32, rounded once.
+
+    like: the box of cuDNN's result, which nobody reads now, and Inductor forgets. filters: of shape (product of window,
+    channels).
+    """
+    if not upstream.prefers_channels_last():
+        return like
+    x = upstream.channels_last(x)
+    pad, ops = upstream.lowerings()[torch.ops.aten.constant_pad_nd.default], upstream.ops
     edges = [edge for width in reversed(padding) for edge in (width, width)]
-    padded = upstream.lowerings()[torch.ops.aten.constant_pad_nd.default](x, edges, 0) if any(padding) else x
-    load = padded.make_loader()
-    reach = [step * (taps - 1) + 1 for taps, step in zip(window, dilation, strict=True)]
-    extent = [
-        (size - length) // step + 1
-        for size, length, step in zip(padded.get_size()[2:], reach, stride, strict=True)
-    ]
-    ops = upstream.ops
+    load = (pad(x, edges, 0) if any(padding) else x).make_loader()
+    load_filter = filters.make_loader()
+    load_bias = None if bias is None else bias.make_loader()
 
     def element(index: Sequence[Any]) -> Any:
         image, channel, *place = index
@@ -110,15 +102,28 @@ def _lower(
             total = term if total is None else ops.add(total, term)
         return ops.to_dtype(total, x.get_dtype())
 
-    return upstream.elementwise(element, [*x.get_size()[:2], *extent], x.get_dtype(), x.get_device())
+    return upstream.elementwise(element, like)
 
 
-def _flops(x: Any, filters: Any, bias: Any, window: Any, *others: Any, out_shape: Any = None) -> int:
+def _shape(like: Tensor, *operands: Any) -> Tensor:
+    return torch.empty_like(like)
+
+
+def _computed(like: Tensor, *operands: Any) -> Tensor:
+    return like.clone()
+
+
+def _flops(like: Any, x: Any, filters: Any, bias: Any, window: Any, *others: Any, out_shape: Any = None) -> int:
     return conv_flop_count([*x], [filters[1], 1, *window], [*out_shape])
 
 
 def operator() -> torch._ops.OpOverload:
-    """`convolution` as an operator that Inductor knows how to lower; registered when first asked for."""
+    """The convolution as an operator that Inductor knows how to lower; registered when first asked for.
+
+    Its first argument is the convolution as it was: for what Inductor decides by the convolutions of a graph, and for
+    graphs whose images it does not lay out channels last, which get it back. There an element's neighbours have other
+    neighbours in the image, nothing is loaded in wide words, and cuDNN is faster.
+    """
     with _REGISTERING:
         return _registered()[0]
 
@@ -131,10 +136,10 @@ def is_depthwise(target: Any) -> bool:
 @functools.cache
 def _registered() -> tuple[torch._ops.OpOverload, torch.library.Library]:
     library = torch.library.Library("opara_backend", "FRAGMENT")  # the operator lives as long as it
-    operands, settings = "Tensor x, Tensor filters, Tensor? bias", "int[] stride, SymInt[] padding, int[] dilation"
-    library.define(f"depthwise({operands}, int[] window, {settings}) -> Tensor")
-    library.impl("depthwise", convolution, "CompositeExplicitAutograd")
-    torch.library.register_fake("opara_backend::depthwise", convolution, lib=library)
+    operands, settings = "Tensor like, Tensor x, Tensor filters, Tensor? bias", "int[] window, int[] stride, "
+    library.define(f"depthwise({operands}, {settings} int[] padding, int[] dilation) -> Tensor")
+    library.impl("depthwise", _computed, "CompositeExplicitAutograd")
+    torch.library.register_fake("opara_backend::depthwise", _shape, lib=library)
     registered: torch._ops.OpOverload = torch.ops.opara_backend.depthwise.default
     upstream.lowerings()[registered] = _lower
     register_flop_formula(torch.ops.opara_backend.depthwise)(_flops)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from opara_backend import upstream
 from opara_backend.kernel_graph import Buffer
-from opara_backend.lowering import gemv
+from opara_backend.lowering import depthwise, gemv
 
 log = logging.getLogger(__name__)
 
@@ -115,8 +115,8 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
 
     Operators without a formula count as one operation per element they produce, and so does everything in a
     `generated` kernel that is no template: there a convolution among the origins only means that its operands are
-    laid out anew. Products of vectors are such kernels, and no templates. None where shapes are unknown. Symbolic
-    sizes count with their hints.
+    laid out anew. Products of vectors and depthwise convolutions are such kernels, and no templates. None where shapes
+    are unknown. Symbolic sizes count with their hints.
     """
     formulas = not generated or bool(getattr(origin, "is_template", lambda: False)())
     total = 0
@@ -124,11 +124,12 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
     for fx_node in nodes:
         packet, operands = getattr(fx_node.target, "overloadpacket", None), fx_node.args
         of_vector = gemv.is_product(fx_node.target)
+        counted = formulas or of_vector or depthwise.is_depthwise(fx_node.target)
         try:
             value = _concrete(fx_node.meta.get("val"))
             if of_vector:
                 packet, operands = (torch.ops.aten.mm if len(value) == 2 else torch.ops.aten.bmm), operands[:2]
-            if (formulas or of_vector) and packet in flop_counter.flop_registry:
+            if counted and packet in flop_counter.flop_registry:
                 args, kwargs = torch.fx.node.map_arg((operands, fx_node.kwargs), lambda n: n.meta["val"])
                 args, kwargs = tree_map(_concrete, (args, kwargs))
                 total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))

@@ -28,7 +28,6 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 from opara_backend import upstream
 from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
 from opara_backend.lowering import realized
-from opara_backend.lowering.depthwise import is_depthwise
 from opara_backend.lowering.joining import FEW
 from opara_backend.lowering.rewriting import Writer, arguments, moving
 
@@ -134,10 +133,7 @@ def _saves_a_kernel(relu: Node) -> bool:
     if any(user.target is aten.cat.default for user in relu.users):
         return False
     return any(
-        user.op == "output"
-        or user.target is aten.convolution.default
-        or is_depthwise(user.target)
-        or "pool" in str(user.target)
+        user.op == "output" or user.target is aten.convolution.default or "pool" in str(user.target)
         for user in relu.users
     )
 

@@ -18,15 +18,16 @@ _NAMES = ("stack_trace", "nn_module_stack", "original_aten", "source_fn_stack", 
 
 
 class Writer:
-    """Writes operations before `place`, with the names and lines of `place` and the shapes of their results."""
+    """Writes operations before `place`, with the shapes of their results, and the names and lines of `named`, if that
+    is another node."""
 
-    def __init__(self, graph: Graph, place: Node) -> None:
-        self.graph, self.place = graph, place
+    def __init__(self, graph: Graph, place: Node, named: Node | None = None) -> None:
+        self.graph, self.place, self.named = graph, place, named or place
 
     def __call__(self, function: Any, *args: Any, **kwargs: Any) -> Node:
         with self.graph.inserting_before(self.place):
             made = self.graph.call_function(function, args, kwargs)
-        made.meta.update({key: value for key, value in self.place.meta.items() if key in _NAMES})
+        made.meta.update({key: value for key, value in self.named.meta.items() if key in _NAMES})
         with upstream.V.fake_mode:
             values = torch.fx.node.map_arg(args, lambda node: node.meta["val"])
             made.meta["val"] = function(*values, **kwargs)

@@ -7,20 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from opara_backend import upstream
 from opara_backend.lowering import depthwise
 from opara_backend.report.record import collect
-from tests.agreement import Agree
+from tests.agreement import Agree, agreement
 
 ON = {"fuse_depthwise": True}
+Pair = tuple[int, int]
 
 
 @pytest.fixture(autouse=True)
 def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And as if Inductor laid out images channels last there, which it does where it has oneDNN's convolutions."""
     monkeypatch.setattr(depthwise, "DEVICES", ("cpu",))
+    monkeypatch.setattr(upstream, "prefers_channels_last", lambda: True)
 
 
 class Followed(nn.Module):
@@ -46,7 +50,6 @@ FUSED: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "padded widely": (nn.Conv2d, {"kernel_size": 2, "padding": 4}, (2, 6, 3, 3)),
     "seven by seven": (nn.Conv2d, {"kernel_size": 7, "padding": 3}, (2, 6, 14, 14)),
     "of a point": (nn.Conv2d, {"kernel_size": 1}, (2, 6, 5, 4)),
-    "one dimension": (nn.Conv1d, {"kernel_size": 4, "padding": 3}, (2, 6, 20)),
 }
 LEFT: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "wide groups": (nn.Conv2d, {"kernel_size": 3, "groups": 3}, (2, 6, 9, 7)),
@@ -55,6 +58,7 @@ LEFT: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "several filters a channel": (nn.Conv2d, {"kernel_size": 3, "out_channels": 12}, (2, 6, 9, 7)),
     "a large window": (nn.Conv2d, {"kernel_size": 8}, (1, 6, 9, 8)),
     "transposed": (nn.ConvTranspose2d, {"kernel_size": 3}, (2, 6, 5, 5)),
+    "one dimension": (nn.Conv1d, {"kernel_size": 4, "padding": 3}, (2, 6, 20)),
     "three dimensions": (nn.Conv3d, {"kernel_size": 2}, (2, 6, 4, 4, 4)),
     "double precision": (nn.Conv2d, {"kernel_size": 3, "dtype": torch.float64}, (2, 6, 9, 7)),
 }
@@ -87,7 +91,9 @@ def test_others_stay(case: str, agree: Agree) -> None:
 
 
 def test_sizes_may_change(agree: Agree) -> None:
-    model = nn.Sequential(nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1))
+    model = nn.Sequential(
+        nn.Conv2d(6, 6, 3, 2, 1, groups=6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1)
+    )
     inputs = [torch.randn(n, 6, 9 + n, 12) for n in (2, 3, 4)]
     assert libraries(agree(model, lambda call: (inputs[call],), options=ON, dynamic=True)) == 1
 
@@ -112,22 +118,30 @@ def test_filters_may_change(agree: Agree) -> None:
 
 
 @given(
-    extents=st.lists(st.integers(1, 9), min_size=2, max_size=2),
-    window=st.lists(st.integers(1, 4), min_size=2, max_size=2),
-    stride=st.lists(st.integers(1, 3), min_size=2, max_size=2),
-    padding=st.lists(st.integers(0, 4), min_size=2, max_size=2),
-    dilation=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    extents=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dilation=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    bias=st.booleans(),
 )
-def test_the_operator_has_the_size_and_values_of_the_convolution(
-    extents: list[int], window: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> None:
-    """As a graph knows them that is not lowered: under fake tensors, and where nothing is compiled."""
+@settings(max_examples=12, deadline=None)
+def test_any_window(extents: Pair, window: Pair, stride: Pair, padding: Pair, dilation: Pair, bias: bool) -> None:
     reach = [d * (k - 1) + 1 for k, d in zip(window, dilation, strict=True)]
-    padding = [max(p, (r - e + 1) // 2) for p, r, e in zip(padding, reach, extents, strict=True)]
-    x, weight, bias = torch.randn(2, 3, *extents), torch.randn(3, 1, *window), torch.randn(3)
-    filters = weight.reshape(3, -1).t()
-    result = depthwise.operator()(x, filters, bias, window, stride, padding, dilation)
-    torch.testing.assert_close(result, nn.functional.conv2d(x, weight, bias, stride, padding, dilation, 3))
+    height, width = (max(p, (r - e + 1) // 2) for p, r, e in zip(padding, reach, extents, strict=True))
+    kept = {"stride": stride, "padding": (height, width), "dilation": dilation, "bias": bias}
+    inputs = images((2, 6, *extents), False)
+    model, agree = Followed(nn.Conv2d, kernel_size=window, **kept), agreement(captured=False)
+    torch._dynamo.reset()
+    assert libraries(agree(model, lambda call: (inputs[call],), options=ON)) == 0
+
+
+def test_images_that_are_not_laid_out_channels_last_are_left(monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
+    monkeypatch.setattr(upstream, "prefers_channels_last", lambda: False)
+    inputs = images((2, 6, 11, 5), False)  # of sizes that no cache knows from another test
+    assert (
+        libraries(agree(Followed(nn.Conv2d, kernel_size=3, padding=1), lambda call: (inputs[call],), options=ON)) == 1
+    )
 
 
 def test_sums_are_of_float32_and_rounded_once() -> None:
