@@ -32,6 +32,9 @@ DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST = 49
 """Elements of a filter, up to which the sum is written out. Chosen, not measured: no usual network's are larger."""
+LARGE, SMALL = 1 << 21, 1 << 17
+"""Elements of a result, above and below which the larger filters are cuDNN's (`_pays`), by bench/results/depthwise.json.
+"""
 _REGISTERING = threading.Lock()
 
 
@@ -56,7 +59,22 @@ def _is_depthwise(node: Node) -> bool:
     if not x.dim() == w.dim() == 4 or not all(isinstance(size, int) for size in (*w.shape, *itertools.chain(*steps))):
         return False
     channels, each, *window = w.shape
-    return bool(groups == channels > 1 and each == 1 and math.prod(window) <= MOST and x.shape[1] == channels)
+    if groups != channels or channels == 1 or each != 1 or x.shape[1] != channels:
+        return False
+    return _pays(math.prod(window), node.meta["val"])
+
+
+def _pays(taps: int, result: Tensor) -> bool:
+    """False where cuDNN is faster, by what an H200 shows.
+
+    In types of two bytes it has a good kernel for large images. A sum written out is long, and a kernel of few elements
+    takes as long as it takes to fetch its instructions: cuDNN's for float32 are shorter.
+    """
+    if not all(isinstance(size, int) for size in result.shape):
+        return False
+    if result.dtype is torch.float32:
+        return taps <= 25 or (taps <= MOST and result.numel() >= SMALL)
+    return taps <= 9 or (taps <= MOST and result.numel() <= LARGE)
 
 
 def _written_out(do: Writer, node: Node) -> Node:

@@ -27,8 +27,6 @@ from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from opara_backend import upstream
 from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
-from opara_backend.lowering import realized
-from opara_backend.lowering.joining import FEW
 from opara_backend.lowering.rewriting import Writer, arguments, moving
 
 DEVICES = ("cuda",)
@@ -159,8 +157,6 @@ def _fused(do: Writer, convolution: Node, chain: _Chain) -> Node:
             shift = operand if operation is aten.add.Tensor else do(aten.neg.default, operand)
     dtype = weight.meta["val"].dtype
     if scale is not None:
-        if not _is_small(weight):
-            scale = do(realized.operator(), scale)
         factors = do(aten.reshape.default, scale, [-1, 1, 1, 1])
         weight = converted(do(aten.mul.Tensor, converted(weight, torch.float32), factors), dtype)
     if shift is None:
@@ -168,11 +164,6 @@ def _fused(do: Writer, convolution: Node, chain: _Chain) -> Node:
     operands = (image, weight, converted(shift, dtype), chain.residual)
     convolution.update_arg(2, None)  # of the bias, which is in `shift`: on a GPU Inductor would add it apart
     return do(operator(), convolution, *operands, stride, padding, dilation, groups)
-
-
-def _is_small(weight: Node) -> bool:
-    """True if scaling it takes no longer than the launch of a kernel for its scale would."""
-    return weight.meta["val"].numel() <= FEW
 
 
 def _lower(like: Any, x: Any, weight: Any, bias: Any, residual: Any, *settings: Any) -> Any:
