@@ -33,8 +33,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST = 49
 """Elements of a filter, up to which the sum is written out. Chosen, not measured: no usual network's are larger."""
 LARGE, SMALL = 1 << 21, 1 << 17
-"""Elements of a result, above and below which the larger filters are cuDNN's (`_pays`), by bench/results/depthwise.json.
-"""
+"""Elements of a result, above and below which larger filters are cuDNN's (`_pays`): bench/results/depthwise.json."""
 _REGISTERING = threading.Lock()
 
 
