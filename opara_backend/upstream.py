@@ -119,6 +119,7 @@ __all__ = [
     "is_capturing",
     "is_cudnn_convolution",
     "joining_kernels_by",
+    "known_at_least",
     "known_equal",
     "laid_out_for_convolution",
     "list_mode_options",
@@ -232,6 +233,13 @@ def known_equal(one: Any, other: Any) -> bool:
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 
     return bool(statically_known_true(one == other))
+
+
+def known_at_least(size: Any, least: int) -> bool:
+    """True if a size surely is `least` or more, with no guard asked for. Seen 2.11, 2.13, 2.15."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return bool(statically_known_true(size >= least))
 
 
 def extern_call(operator: torch._ops.OpOverload, *args: Any) -> Any:

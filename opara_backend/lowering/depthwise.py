@@ -33,7 +33,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST = 49
 """Elements of a filter, up to which the sum is written out. Chosen, not measured: no usual network's are larger."""
 LARGE, SMALL = 1 << 21, 1 << 17
-"""Elements of a result, above and below which larger filters are cuDNN's (`_pays`): bench/results/depthwise.json."""
+"""Elements of a result, above and below which larger filters are cuDNN's (`pays`)."""
 _REGISTERING = threading.Lock()
 
 
@@ -60,20 +60,20 @@ def _is_depthwise(node: Node) -> bool:
     channels, each, *window = w.shape
     if groups != channels or channels == 1 or each != 1 or x.shape[1] != channels:
         return False
-    return _pays(math.prod(window), node.meta["val"])
+    size = node.meta["val"].shape
+    return all(isinstance(n, int) for n in size) and pays(x.dtype, math.prod(window), math.prod(size))
 
 
-def _pays(taps: int, result: Tensor) -> bool:
-    """False where cuDNN is faster, by what an H200 shows.
+def pays(dtype: torch.dtype, taps: int, elements: int) -> bool:
+    """False where cuDNN is faster, by what an H200 shows (bench/results/depthwise.json).
 
-    In types of two bytes it has a good kernel for large images. A sum written out is long, and a kernel of few elements
-    takes as long as it takes to fetch its instructions: cuDNN's for float32 are shorter.
+    taps: elements of a filter; elements: of the result. In types of two bytes cuDNN has a good kernel for large images.
+    A sum written out is long, and where it has few elements it takes as long as its instructions take to be fetched;
+    cuDNN's kernels for float32 are shorter.
     """
-    if not all(isinstance(size, int) for size in result.shape):
-        return False
-    if result.dtype is torch.float32:
-        return taps <= 25 or (taps <= MOST and result.numel() >= SMALL)
-    return taps <= 9 or (taps <= MOST and result.numel() <= LARGE)
+    if dtype is torch.float32:
+        return taps <= 25 or (taps <= MOST and elements >= SMALL)
+    return taps <= 9 or (taps <= MOST and elements <= LARGE)
 
 
 def _written_out(do: Writer, node: Node) -> Node:

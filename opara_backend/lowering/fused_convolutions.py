@@ -2,8 +2,9 @@
 
 Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which a convolution, a batch norm or
 bias behind it, a sum with another tensor and the ReLU behind that are one `operator`. Must not change: convolutions
-whose result something else reads, those scaled by what is computed from the model's input, and those that end in a
-concatenation, whose parts are written where they belong by the kernel of the batch norm.
+whose result something else reads, those scaled by what is computed from the model's input, those that end in a
+concatenation, whose parts are written where they belong by the kernel of the batch norm, and those with a sum that
+cuDNN is slow at.
 
 cuDNN adds a bias and applies a ReLU where it computes the sums: a kernel, and the time to the next, go from the
 path through a network. The scale of a batch norm goes into the weights, anew at every call, so that weights that change
@@ -31,6 +32,8 @@ from opara_backend.lowering.rewriting import Writer, arguments, moving
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+LONG, LARGE = 384, 1 << 23
+"""Products summed for an element, elements of a result, from which cuDNN adds an image fast (`adds_fast`)."""
 _REGISTERING = threading.Lock()
 _STEPS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor)
 
@@ -58,6 +61,9 @@ def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
         if changing & {convolution.args[1], *(operand for _, operand in chain.steps)}:
             continue
         relu = chain.nodes[-1]
+        weight, result = arguments(convolution)[1].meta["val"], relu.meta["val"]
+        if chain.residual is not None and not adds_fast(result.dtype, weight[0].numel(), result.numel()):
+            continue
         if not _equal(relu.meta["val"].stride(), convolution.meta["val"].stride()):  # on which views of it count
             continue
         relu.replace_all_uses_with(_fused(Writer(graph, relu), convolution, chain))
@@ -120,6 +126,18 @@ def _alike(operand: Any, result: Tensor) -> bool:
 def _equal(sizes: Sequence[Any], others: Sequence[Any]) -> bool:
     """True if they surely are; symbols are not asked for their values."""
     return all(upstream.known_equal(n, m) for n, m in zip(sizes, others, strict=True))
+
+
+def adds_fast(dtype: torch.dtype, products: Any, elements: Any) -> bool:
+    """False if cuDNN takes longer to add an image to a convolution's result than a kernel of its own would.
+
+    products: summed for each of the `elements` of the result. In float32, where they are few, cuDNN adds by a kernel
+    that takes up to 3.7 times as long as the one it has for a bias and a ReLU, unless images are large
+    (bench/results/convolutions.json, an H200).
+    """
+    if dtype is not torch.float32:
+        return True
+    return upstream.known_at_least(products, LONG) or upstream.known_at_least(elements, LARGE)
 
 
 def _saves_a_kernel(relu: Node) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bench.documents import RESULTS
+from bench.layers import load
 from opara_backend import upstream
 from opara_backend.lowering import depthwise
 from opara_backend.report.record import collect
@@ -143,6 +147,28 @@ def test_images_that_are_not_laid_out_channels_last_are_left(monkeypatch: pytest
     assert (
         libraries(agree(Followed(nn.Conv2d, kernel_size=3, padding=1), lambda call: (inputs[call],), options=ON)) == 1
     )
+
+
+def test_cudnn_keeps_what_an_h200_is_faster_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what was measured: nearly all that writing out could gain is gained, and hardly anything lost."""
+    monkeypatch.undo()
+    _, rows = load(RESULTS / "depthwise.json")
+    gained: dict[bool, list[float]] = {True: [], False: []}
+    ratios = []
+    for row in rows:
+        elements = row.batch * row.shape.channels * row.shape.extent**2
+        written = depthwise.pays(getattr(torch, row.dtype), row.shape.window**2, elements)
+        gained[written].append(math.log(row.library / row.written))
+        ratios.append((row.dtype, row.batch, row.ratio if written else 1.0))
+    assert len(gained[True]) > 50
+    assert len(gained[False]) > 5
+    possible = sum(max(0.0, gain) for gains in gained.values() for gain in gains)
+    assert sum(gained[True]) > 0.9 * possible
+    assert sum(gained[False]) < 0
+    for dtype in ("float16", "float32"):
+        for batch in (1, 8, 32):
+            of_batch = [ratio for kind, count, ratio in ratios if (kind, count) == (dtype, batch)]
+            assert geometric_mean(of_batch) < (0.5 if batch == 1 and dtype == "float16" else 0.92)
 
 
 def test_sums_are_of_float32_and_rounded_once() -> None:

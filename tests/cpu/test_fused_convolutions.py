@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.convolutions import load
+from bench.documents import RESULTS
 from opara_backend.execution.libraries import has_fused_convolutions
 from opara_backend.lowering import fused_convolutions
+from opara_backend.lowering.fused_convolutions import adds_fast
 from opara_backend.report.record import GraphRecord, collect
 from tests.agreement import Agree
 
@@ -20,7 +23,9 @@ ON = {"fuse_convolutions": True}
 
 @pytest.fixture(autouse=True)
 def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of few channels, with a residual too."""
     monkeypatch.setattr(fused_convolutions, "DEVICES", ("cpu",))
+    monkeypatch.setattr(fused_convolutions, "LONG", 0)
 
 
 def calls(records: list[GraphRecord]) -> list[str]:
@@ -146,6 +151,33 @@ def test_a_sum_with_another_image_is_fused(projected: bool, agree: Agree) -> Non
     model, images = Residual(projected).eval(), torch.randn(3, 2, 6, 9, 7)
     found = agree(model, lambda call: (images[call],), options=ON)
     assert sorted(calls(found)) == (["alone"] if projected else []) + ["fused", "fused"]
+
+
+@pytest.mark.parametrize(("long", "large", "expected"), [(9 * 6, 1 << 40, 2), (9 * 6 + 1, 1 << 40, 1), (99, 2, 2)])
+def test_a_sum_that_cudnn_is_slow_at_stays(
+    long: int, large: int, expected: int, monkeypatch: pytest.MonkeyPatch, agree: Agree
+) -> None:
+    """Of few products for each element, and few elements."""
+    monkeypatch.setattr(fused_convolutions, "LONG", long)
+    monkeypatch.setattr(fused_convolutions, "LARGE", large)
+    images = torch.randn(3, 2, 6, 9, 7 + long - expected)  # of sizes that no cache knows from another case
+    found = agree(Residual(False).eval(), lambda call: (images[call],), options=ON)
+    assert sorted(calls(found)) == ["alone"] * (2 - expected) + ["fused"] * expected
+
+
+def test_sums_are_left_where_an_h200_is_slow_at_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what was measured: nearly all that fusing could gain is gained, and nothing that it would lose is lost."""
+    monkeypatch.undo()
+    kept: dict[bool, list[float]] = {True: [], False: []}
+    for row in load(RESULTS / "convolutions.json"):
+        products, elements = row.channels * row.window**2, row.batch * row.filters * row.extent**2
+        kept[adds_fast(getattr(torch, row.dtype), products, elements)].append(row.gained)
+    assert len(kept[True]) > 50
+    assert len(kept[False]) > 10
+    possible = sum(max(0.0, gained) for gained in (*kept[True], *kept[False]))
+    assert sum(kept[True]) > 0.9 * possible
+    assert sum(kept[False]) < -0.3 * possible
+    assert min(kept[True]) > -10e-6
 
 
 def test_a_sum_with_itself_and_with_a_row_is_no_residual(agree: Agree) -> None:
@@ -292,7 +324,10 @@ def test_operations_are_those_of_the_convolution() -> None:
 
 PROCESS = """
 import json, sys, torch
+from bench.convolutions import load
+from bench.documents import RESULTS
 from opara_backend.lowering import fused_convolutions
+from opara_backend.lowering.fused_convolutions import adds_fast
 from opara_backend.report.record import collect
 from torch._dynamo.utils import counters
 

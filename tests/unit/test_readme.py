@@ -35,7 +35,7 @@ def test_ci_calls_the_test_command() -> None:
 
 
 def test_a_marker_may_name_a_dtype_or_a_batch() -> None:
-    path = "bench/results/h200.json"
+    path = "bench/results/h200-whole.json"
     for only, first in (("", " 1 "), (" 32", " 32 "), (" float32", " 1 ")):
         made = renewed(f"<!-- policies: {path}{only} -->\n<!-- end of results -->")
         assert f"| model, batch{first}|" in made

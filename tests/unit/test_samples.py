@@ -33,7 +33,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["schema"] == 2
 
 
-@pytest.mark.parametrize("name", ["h200", "h200-unrewritten", "compare-h200-before"])
+@pytest.mark.parametrize("name", ["h200", "h200-whole", "h200-unrewritten", "compare-h200-before"])
 def test_committed_files_are_read(name: str) -> None:
     results = load(documents.RESULTS / f"{name}.json")
     assert 0 in {r.process for r in results.rows}
@@ -43,7 +43,7 @@ def test_committed_files_are_read(name: str) -> None:
 def test_what_is_read_where_no_file_is_named() -> None:
     """Runs of a commit; those that `compare` is tested with, one of them slowed on purpose, are none."""
     found = loaded((), pytest.fail)
-    assert found == [load(documents.RESULTS / f"{name}.json") for name in ("h200-unrewritten", "h200")]
+    assert found == [load(documents.RESULTS / f"{name}.json") for name in ("h200-unrewritten", "h200-whole", "h200")]
     assert not any("--planted" in results.about["command"] for results in found)
 
 
