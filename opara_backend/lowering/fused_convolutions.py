@@ -16,6 +16,7 @@ float16 a scale far from one, or a mean far above the deviation, loses digits th
 from __future__ import annotations
 
 import functools
+import math
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -61,8 +62,9 @@ def fuse_convolutions(graph: Graph, static_inputs: Collection[int]) -> int:
         if changing & {convolution.args[1], *(operand for _, operand in chain.steps)}:
             continue
         relu = chain.nodes[-1]
-        weight, result = arguments(convolution)[1].meta["val"], relu.meta["val"]
-        if chain.residual is not None and not adds_fast(result.dtype, weight[0].numel(), result.numel()):
+        products = math.prod(arguments(convolution)[1].meta["val"].shape[1:])
+        result = relu.meta["val"]
+        if chain.residual is not None and not adds_fast(result.dtype, products, result.numel()):
             continue
         if not _equal(relu.meta["val"].stride(), convolution.meta["val"].stride()):  # on which views of it count
             continue

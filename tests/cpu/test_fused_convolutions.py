@@ -324,10 +324,7 @@ def test_operations_are_those_of_the_convolution() -> None:
 
 PROCESS = """
 import json, sys, torch
-from bench.convolutions import load
-from bench.documents import RESULTS
 from opara_backend.lowering import fused_convolutions
-from opara_backend.lowering.fused_convolutions import adds_fast
 from opara_backend.report.record import collect
 from torch._dynamo.utils import counters
 

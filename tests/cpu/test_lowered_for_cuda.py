@@ -95,6 +95,39 @@ def test_convolutions_are_fused_or_merged_but_none_is_computed_twice() -> None:
         assert operations <= 1.03 * needed, "of one, 7 per cent"
 
 
+@pytest.mark.parametrize(("dtype", "channels", "fused"), [("float32", 32, 1), ("float32", 384, 2), ("float16", 32, 2)])
+def test_residuals_are_left_where_cudnn_is_slow_at_adding_them(dtype: str, channels: int, fused: int) -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Conv2d(channels, channels, 1, bias=False) for _ in range(3))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norms[0](self.layers[0](x)).relu()
+            return self.layers[2]((self.norms[1](self.layers[1](y)) + x).relu())
+
+    kind = getattr(torch, dtype)
+    found = lowered(Block().to(kind).eval(), torch.randn(1, channels, 14, 14, dtype=kind))
+    assert sum("convolution_relu" in call for call in found.calls("extern")) == fused
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_depthwise_layers_call_no_library_and_read_filters_side_by_side(dtype: str) -> None:
+    """Neighbouring threads read neighbouring channels, of the image and of the filters; what follows is fused."""
+    layers = [nn.Conv2d(48, 48, 5, 1, 2, groups=48, bias=False), nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 8, 1)]
+    model = nn.Sequential(nn.Conv2d(8, 48, 1), *layers).to(getattr(torch, dtype)).eval()
+    found = lowered(model, torch.randn(1, 8, 28, 28, dtype=getattr(torch, dtype)), fuse_convolutions=False)
+    assert len(found.calls("extern")) == 2
+    (written,) = (k for k in found.graph.kernels if k.kind == "triton" and (k.flops or 0) >= 2 * 25 * 48 * 28 * 28)
+    (body,) = (part for part in found.text.split("\ndef ")[1:] if part.startswith(f"{written.call}("))
+    body = body.partition("\n'''")[0]
+    assert body.count("tl.store") == 1
+    assert "rsqrt" in body or "sqrt" in body, "the batch norm is part of it"
+    for tap in range(1, 25):
+        assert f"({48 * tap} + x0)" in body, "the filters of a tap lie side by side"
+
+
 def test_what_is_folded_anew_is_launched_in_parts_that_compile_fast() -> None:
     """Layers in one part follow each other: none waits for what a later part makes."""
     model = nn.Sequential(*(Conv(8, 8, 1) for _ in range(25))).half().eval()
