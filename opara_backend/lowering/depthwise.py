@@ -55,13 +55,14 @@ def _is_depthwise(node: Node) -> bool:
     x, w = image.meta["val"], weight.meta["val"]
     if x.device.type not in DEVICES or x.dtype not in DTYPES or w.dtype is not x.dtype or transposed:
         return False
-    if not x.dim() == w.dim() == 4 or not all(isinstance(size, int) for size in (*w.shape, *itertools.chain(*steps))):
+    if not x.dim() == w.dim() == 4 or not all(
+        isinstance(size, int) for size in (*x.shape, *w.shape, *itertools.chain(*steps))
+    ):
         return False
     channels, each, *window = w.shape
     if groups != channels or channels == 1 or each != 1 or x.shape[1] != channels:
         return False
-    size = node.meta["val"].shape
-    return all(isinstance(n, int) for n in size) and pays(x.dtype, math.prod(window), math.prod(size))
+    return pays(x.dtype, math.prod(window), math.prod(node.meta["val"].shape))
 
 
 def pays(dtype: torch.dtype, taps: int, elements: int) -> bool:
@@ -102,19 +103,21 @@ def _lower(
     """
     if not upstream.prefers_channels_last():
         return like
-    x = upstream.channels_last(x)
-    pad, ops = upstream.lowerings()[torch.ops.aten.constant_pad_nd.default], upstream.ops
-    edges = [edge for width in reversed(padding) for edge in (width, width)]
-    load = (pad(x, edges, 0) if any(padding) else x).make_loader()
-    load_filter = filters.make_loader()
+    x, ops = upstream.channels_last(x), upstream.ops
+    load, load_filter = x.make_loader(), filters.make_loader()
     load_bias = None if bias is None else bias.make_loader()
+    sizes = zip(map(int, x.get_size()[2:]), map(int, like.get_size()[2:]), strict=True)
+    axes = [*zip(sizes, window, stride, padding, dilation, strict=True)]
 
     def element(index: Sequence[Any]) -> Any:
         image, channel, *place = index
+        rows, columns = (_along(at, *axis) for at, axis in zip(place, axes, strict=True))
         total = None if load_bias is None else ops.to_dtype(load_bias([channel]), torch.float32)
-        for number, taps in enumerate(itertools.product(*map(range, window))):
-            at = [p * s + t * d for p, s, t, d in zip(place, stride, taps, dilation, strict=True)]
-            value, factor = load([image, channel, *at]), load_filter([number, channel])
+        for number, ((row, above), (column, beside)) in enumerate(itertools.product(rows, columns)):
+            read = functools.partial(load, [image, channel, row, column])
+            asked = [*above, *beside]
+            value = ops.masked(functools.reduce(ops.and_, asked), read, 0.0) if asked else read()
+            factor = load_filter([number, channel])
             term = ops.mul(ops.to_dtype(value, torch.float32), ops.to_dtype(factor, torch.float32))
             total = term if total is None else ops.add(total, term)
         return ops.to_dtype(total, x.get_dtype())
@@ -128,6 +131,25 @@ def _shape(like: Tensor, *operands: Any) -> Tensor:
 
 def _computed(like: Tensor, *operands: Any) -> Tensor:
     return like.clone()
+
+
+def _along(
+    place: Any, sizes: tuple[int, int], window: int, stride: int, padding: int, dilation: int
+) -> list[tuple[Any, list[Any]]]:
+    """Where each of a filter's elements reads along one axis, and the conditions on which that is in the image.
+
+    sizes: of the image and of the result. Few are asked, once each: Inductor takes its time over every operation.
+    """
+    ops, (size, count) = upstream.ops, sizes
+    found = []
+    for offset in (tap * dilation - padding for tap in range(window)):
+        at, asked = place * stride + offset, []
+        if offset < 0:
+            asked.append(ops.ge(ops.index_expr(at, torch.int64), ops.index_expr(0, torch.int64)))
+        if offset + (count - 1) * stride >= size:
+            asked.append(ops.lt(ops.index_expr(at, torch.int64), ops.index_expr(size, torch.int64)))
+        found.append((at, asked))
+    return found
 
 
 def _flops(like: Any, x: Any, filters: Any, bias: Any, window: Any, *others: Any, out_shape: Any = None) -> int:
