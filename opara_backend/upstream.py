@@ -17,6 +17,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -132,6 +133,7 @@ __all__ = [
     "storage_over",
     "trace_artifact",
     "waiting_whatever_ran_before",
+    "will_prefer_channels_last",
     "without_autograd_cache",
     "wrapper_codegen_for",
 ]
@@ -182,6 +184,13 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
         return ir.ExternKernel.require_channels_last(operand)
     order = ir.get_stride_order(result.get_layout().stride, V.graph.sizevars.shape_env)
     return ir.ExternKernel.require_stride_order(operand, order)
+
+
+def will_prefer_channels_last(graph: torch.fx.Graph) -> bool:
+    """Whether `prefers_channels_last` will be true of an inference graph. Seen 2.11, 2.13."""
+    from torch._inductor.graph import GraphLowering
+
+    return bool(GraphLowering.decide_layout_opt(SimpleNamespace(graph=graph), is_inference=True))
 
 
 def prefers_channels_last() -> bool:

@@ -1,12 +1,13 @@
 """Depthwise convolutions as elementwise kernels, which Inductor fuses with what follows them.
 
 Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which a convolution of as many groups
-as channels is one `operator`. Must not change: convolutions whose groups are larger, that take more than `MOST`
-elements of the image for one of the result, or whose images are not laid out channels last.
+as channels is one `operator`. Must not change: convolutions whose groups are larger, or that cuDNN mostly is faster at
+(`pays`), and graphs whose images Inductor does not lay out channels last: there an element's neighbours have other
+neighbours in the image, and nothing is loaded in wide words.
 
 Each channel has a filter of its own, so that nothing is a product of matrices: an element of the result is a sum of few
 products, computed where it is written. cuDNN's kernels for it take 3 us (3x3) to 27 us (7x7) at batch 1 on an H200,
-37 per cent of the time of NASNet's kernels (bench/kernel_graphs/nasnet_large-float16.json.gz), and a batch norm or an
+41 per cent of the time of NASNet's kernels (bench/kernel_graphs/nasnet_large-float16.json.gz), and a batch norm or an
 activation behind one is another kernel.
 """
 
@@ -15,18 +16,16 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import conv_flop_count
 
 from opara_backend import upstream
-from opara_backend.lowering import realized
-from opara_backend.lowering.rewriting import Writer, arguments
+from opara_backend.lowering.operators import Operator
+from opara_backend.lowering.rewriting import Writer, arguments, per_axis
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -34,20 +33,21 @@ MOST = 49
 """Elements of a filter, up to which the sum is written out. Chosen, not measured: no usual network's are larger."""
 LARGE, SMALL = 1 << 21, 1 << 17
 """Elements of a result, above and below which larger filters are cuDNN's (`pays`)."""
-_REGISTERING = threading.Lock()
 
 
 def fuse_depthwise(graph: Graph) -> int:
     """Replace every depthwise convolution; how many there were."""
-    found = 0
-    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
-        if _is_depthwise(node):
-            following = [*node.users]
-            made = _written_out(Writer(graph, node.next, node), node)
-            for user in following:
-                user.replace_input_with(node, made)
-            found += 1
-    return found
+    convolutions = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    found = [node for node in convolutions if _is_depthwise(node)]
+    if not found or not upstream.will_prefer_channels_last(graph):
+        return 0
+    for node in found:
+        image, weight, bias, *settings = arguments(node)[:6]
+        following, do = [*node.users], Writer(graph, node.next, node)
+        made = do(operator(), node, image, weight, bias, *per_axis(2, *settings))
+        for user in following:
+            user.replace_input_with(node, made)
+    return len(found)
 
 
 def _is_depthwise(node: Node) -> bool:
@@ -66,7 +66,7 @@ def _is_depthwise(node: Node) -> bool:
 
 
 def pays(dtype: torch.dtype, taps: int, elements: int) -> bool:
-    """False where cuDNN is faster, by what an H200 shows (bench/results/depthwise.json).
+    """False where cuDNN mostly is faster, by what an H200 shows (bench/results/depthwise.json).
 
     taps: elements of a filter; elements: of the result. In types of two bytes cuDNN has a good kernel for large images.
     A sum written out is long, and where it has few elements it takes as long as its instructions take to be fetched;
@@ -77,33 +77,26 @@ def pays(dtype: torch.dtype, taps: int, elements: int) -> bool:
     return taps <= 9 or (taps <= MOST and elements <= LARGE)
 
 
-def _written_out(do: Writer, node: Node) -> Node:
-    aten = torch.ops.aten
-    image, weight, bias, stride, padding, dilation, *_ = arguments(node)
-    channels, _, *window = weight.meta["val"].shape
-    # Neighbours in memory are channels, as in the image.
-    rows = do(aten.permute.default, do(aten.reshape.default, weight, [channels, math.prod(window)]), [1, 0])
-    return do(operator(), node, image, do(realized.operator(), rows), bias, window, stride, padding, dilation)
-
-
 def _lower(
     like: Any,
     x: Any,
-    filters: Any,
+    weight: Any,
     bias: Any,
-    window: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Any:
     """The convolution of Inductor's boxes of tensors: summed in float32, rounded once.
 
-    like: the box of cuDNN's result, which nobody reads now, and Inductor forgets. filters: of shape (product of window,
-    channels).
+    like: the box of cuDNN's result, which nobody reads now, and Inductor forgets.
     """
-    if not upstream.prefers_channels_last():
+    if not upstream.prefers_channels_last():  # another pass, after ours, left it with other convolutions to go by
         return like
     x, ops = upstream.channels_last(x), upstream.ops
+    channels, _, *window = map(int, weight.get_size())
+    aten, lowered = torch.ops.aten, upstream.lowerings()
+    rows = lowered[aten.reshape.default](weight, [channels, math.prod(window)])
+    filters = upstream.contiguous(lowered[aten.permute.default](rows, [1, 0]))  # neighbours are channels, as in `x`
     load, load_filter = x.make_loader(), filters.make_loader()
     load_bias = None if bias is None else bias.make_loader()
     sizes = zip(map(int, x.get_size()[2:]), map(int, like.get_size()[2:]), strict=True)
@@ -125,14 +118,6 @@ def _lower(
     return upstream.elementwise(element, like)
 
 
-def _shape(like: Tensor, *operands: Any) -> Tensor:
-    return torch.empty_like(like)
-
-
-def _computed(like: Tensor, *operands: Any) -> Tensor:
-    return like.clone()
-
-
 def _along(
     place: Any, sizes: tuple[int, int], window: int, stride: int, padding: int, dilation: int
 ) -> list[tuple[Any, list[Any]]]:
@@ -152,34 +137,19 @@ def _along(
     return found
 
 
-def _flops(like: Any, x: Any, filters: Any, bias: Any, window: Any, *others: Any, out_shape: Any = None) -> int:
-    return conv_flop_count([*x], [filters[1], 1, *window], [*out_shape])
+def _flops(like: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None) -> int:
+    return conv_flop_count([*x], [*weight], [*out_shape])
 
 
-def operator() -> torch._ops.OpOverload:
-    """The convolution as an operator that Inductor knows how to lower; registered when first asked for.
+operator = Operator(
+    "depthwise(Tensor like, Tensor x, Tensor weight, Tensor? bias, "
+    "int[] stride, int[] padding, int[] dilation) -> Tensor",
+    compute=lambda like, *others: like.clone(),
+    shape=lambda like, *others: torch.empty_like(like),
+    lower=_lower,
+    flops=_flops,
+)
+"""The convolution as an operator that Inductor knows how to lower.
 
-    Its first argument is the convolution as it was: for what Inductor decides by the convolutions of a graph, and for
-    graphs whose images it does not lay out channels last, which get it back. There an element's neighbours have other
-    neighbours in the image, nothing is loaded in wide words, and cuDNN is faster.
-    """
-    with _REGISTERING:
-        return _registered()[0]
-
-
-def is_depthwise(target: Any) -> bool:
-    """True if `target` is `operator()`, which is not registered for the question."""
-    return isinstance(target, torch._ops.OpOverload) and target.name() == "opara_backend::depthwise"
-
-
-@functools.cache
-def _registered() -> tuple[torch._ops.OpOverload, torch.library.Library]:
-    library = torch.library.Library("opara_backend", "FRAGMENT")  # the operator lives as long as it
-    operands, settings = "Tensor like, Tensor x, Tensor filters, Tensor? bias", "int[] window, int[] stride, "
-    library.define(f"depthwise({operands}, {settings} int[] padding, int[] dilation) -> Tensor")
-    library.impl("depthwise", _computed, "CompositeExplicitAutograd")
-    torch.library.register_fake("opara_backend::depthwise", _shape, lib=library)
-    registered: torch._ops.OpOverload = torch.ops.opara_backend.depthwise.default
-    upstream.lowerings()[registered] = _lower
-    register_flop_formula(torch.ops.opara_backend.depthwise)(_flops)
-    return registered, library
+Its first argument is the convolution as it was: for what Inductor decides by the convolutions of a graph.
+"""

@@ -123,13 +123,13 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
     nodes = list(_fx_nodes(origin))
     for fx_node in nodes:
         packet, operands = getattr(fx_node.target, "overloadpacket", None), fx_node.args
-        of_vector = gemv.is_product(fx_node.target)
-        counted = formulas or of_vector or depthwise.is_depthwise(fx_node.target)
+        of_vector = gemv.operator.names(fx_node.target)
+        written = depthwise.operator.names(fx_node.target) and _makes(origin, fx_node)
         try:
             value = _concrete(fx_node.meta.get("val"))
             if of_vector:
                 packet, operands = (torch.ops.aten.mm if len(value) == 2 else torch.ops.aten.bmm), operands[:2]
-            if counted and packet in flop_counter.flop_registry:
+            if (formulas or of_vector or written) and packet in flop_counter.flop_registry:
                 args, kwargs = torch.fx.node.map_arg((operands, fx_node.kwargs), lambda n: n.meta["val"])
                 args, kwargs = tree_map(_concrete, (args, kwargs))
                 total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))
@@ -155,10 +155,20 @@ def _concrete(value: Any) -> Any:
     return value
 
 
+def _parts(origin: Any) -> list[Any]:
+    """The buffers' nodes that a scheduler node was fused from."""
+    parts = origin.get_nodes() if hasattr(origin, "get_nodes") else [origin]
+    return [getattr(part, "node", part) for part in parts]
+
+
+def _makes(origin: Any, fx_node: torch.fx.Node) -> bool:
+    """True if the result of `fx_node` is computed there, not only something laid out for it."""
+    return any(getattr(node, "origin_node", None) is fx_node for node in _parts(origin))
+
+
 def _fx_nodes(origin: Any) -> Iterable[torch.fx.Node]:
     seen: dict[torch.fx.Node, None] = {}
-    for part in origin.get_nodes() if hasattr(origin, "get_nodes") else [origin]:
-        node = getattr(part, "node", part)
+    for node in _parts(origin):
         # Origins are an ordered set of FX nodes; those of one kernel, not of the views it reads through.
         for fx_node in getattr(node, "origins", ()) or ():
             if fx_node.op == "call_function":

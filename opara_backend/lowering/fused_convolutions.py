@@ -15,9 +15,7 @@ float16 a scale far from one, or a mean far above the deviation, loses digits th
 
 from __future__ import annotations
 
-import functools
 import math
-import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import conv_flop_count
 
 from opara_backend import upstream
 from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
-from opara_backend.lowering.rewriting import Writer, arguments, moving
+from opara_backend.lowering.operators import Operator
+from opara_backend.lowering.rewriting import Writer, arguments, moving, per_axis
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 LONG, LARGE = 384, 1 << 23
 """Products summed for an element, elements of a result, from which cuDNN adds an image fast (`adds_fast`)."""
-_REGISTERING = threading.Lock()
 _STEPS = (torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor)
 
 
@@ -134,7 +132,7 @@ def adds_fast(dtype: torch.dtype, products: Any, elements: Any) -> bool:
     """False if cuDNN takes longer to add an image to a convolution's result than a kernel of its own would.
 
     products: summed for each of the `elements` of the result. In float32, where they are few, cuDNN adds by a kernel
-    that takes up to 3.7 times as long as the one it has for a bias and a ReLU, unless images are large
+    that takes up to 3.5 times as long as the one it has for a bias and a ReLU, unless images are large
     (bench/results/convolutions.json, an H200).
     """
     if dtype is not torch.float32:
@@ -182,8 +180,9 @@ def _fused(do: Writer, convolution: Node, chain: _Chain) -> Node:
     if shift is None:
         shift = do(aten.full.default, [weight.meta["val"].shape[0]], 0, dtype=dtype, device=weight.meta["val"].device)
     operands = (image, weight, converted(shift, dtype), chain.residual)
+    settings = per_axis(2, stride, padding, dilation)
     convolution.update_arg(2, None)  # of the bias, which is in `shift`: on a GPU Inductor would add it apart
-    return do(operator(), convolution, *operands, stride, padding, dilation, groups)
+    return do(operator(), convolution, *operands, *settings, groups)
 
 
 def _lower(like: Any, x: Any, weight: Any, bias: Any, residual: Any, *settings: Any) -> Any:
@@ -205,30 +204,16 @@ def _flops(like: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None) 
     return conv_flop_count([*x], [*weight], [*out_shape])
 
 
-def operator() -> torch._ops.OpOverload:
-    """`execution.libraries.convolution_relu` as an operator that Inductor knows how to lower.
+operator = Operator(
+    "convolution_relu(Tensor? like, Tensor x, Tensor weight, Tensor bias, Tensor? residual, "
+    "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor",
+    compute=lambda like, *others: convolution_relu(*others),
+    shape=_shape,
+    lower=_lower,
+    flops=_flops,
+)
+"""`execution.libraries.convolution_relu` as an operator that Inductor knows how to lower.
 
-    Its first argument is the convolution alone, for the layout of its result, or None where tensors say so themselves.
-    Inductor lowers that convolution too, tunes it if it is told to tune, and then finds that nobody reads it.
-    """
-    with _REGISTERING:
-        return _registered()[0]
-
-
-def is_fused(target: Any) -> bool:
-    """True if `target` is `operator()`, which is not registered for the question."""
-    return isinstance(target, torch._ops.OpOverload) and target.name() == "opara_backend::convolution_relu"
-
-
-@functools.cache
-def _registered() -> tuple[torch._ops.OpOverload, torch.library.Library]:
-    library = torch.library.Library("opara_backend", "FRAGMENT")  # the operator lives as long as it
-    operands = "Tensor? like, Tensor x, Tensor weight, Tensor bias, Tensor? residual"
-    settings = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
-    library.define(f"convolution_relu({operands}, {settings}) -> Tensor")
-    library.impl("convolution_relu", lambda like, *others: convolution_relu(*others), "CompositeExplicitAutograd")
-    torch.library.register_fake("opara_backend::convolution_relu", _shape, lib=library)
-    registered: torch._ops.OpOverload = torch.ops.opara_backend.convolution_relu.default
-    upstream.lowerings()[registered] = _lower
-    register_flop_formula(torch.ops.opara_backend.convolution_relu)(_flops)
-    return registered, library
+Its first argument is the convolution alone, for the layout of its result, or None where tensors say so themselves.
+Inductor lowers that convolution too, tunes it if it is told to tune, and then finds that nobody reads it.
+"""

@@ -14,8 +14,6 @@ not where there is a bias (torch/_inductor/decomposition.py, `mm`).
 
 from __future__ import annotations
 
-import functools
-import threading
 from typing import Any
 
 import sympy
@@ -23,11 +21,11 @@ import torch
 from torch import Tensor
 
 from opara_backend import upstream
+from opara_backend.lowering.operators import Operator
 from opara_backend.lowering.rewriting import Writer
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-_REGISTERING = threading.Lock()
 FEW = 4  # outputs that share a vector, up to which each computes it anew; chosen, not measured
 
 
@@ -94,23 +92,7 @@ def _shape(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return left.new_empty((*left.shape[:-1], right.shape[-1]))
 
 
-def operator() -> torch._ops.OpOverload:
-    """`product` as an operator that Inductor knows how to lower; registered when first asked for."""
-    with _REGISTERING:
-        return _registered()[0]
-
-
-def is_product(target: Any) -> bool:
-    """True if `target` is `operator()`, which is not registered for the question."""
-    return isinstance(target, torch._ops.OpOverload) and target.name() == "opara_backend::gemv"
-
-
-@functools.cache
-def _registered() -> tuple[torch._ops.OpOverload, torch.library.Library]:
-    library = torch.library.Library("opara_backend", "FRAGMENT")  # the operator lives as long as it
-    library.define("gemv(Tensor left, Tensor right, Tensor? bias=None) -> Tensor")
-    library.impl("gemv", product, "CompositeExplicitAutograd")
-    torch.library.register_fake("opara_backend::gemv", _shape, lib=library)
-    registered: torch._ops.OpOverload = torch.ops.opara_backend.gemv.default
-    upstream.lowerings()[registered] = _lower
-    return registered, library
+operator = Operator(
+    "gemv(Tensor left, Tensor right, Tensor? bias=None) -> Tensor", compute=product, shape=_shape, lower=_lower
+)
+"""`product` as an operator that Inductor knows how to lower."""

@@ -6,7 +6,7 @@ too, and the names and lines that kernels are called by. Must not change: nodes 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,11 @@ class Writer:
 def arguments(node: Node) -> Any:
     """The positional arguments of `node`, of whatever type each of them is."""
     return node.args
+
+
+def per_axis(axes: int, *settings: Sequence[Any]) -> list[list[Any]]:
+    """Strides, paddings and the like with an entry for each axis, where one stands for all."""
+    return [[*given] * axes if len(given) == 1 else [*given] for given in settings]
 
 
 def moving(graph: Graph, static_inputs: Collection[int]) -> set[Any]:

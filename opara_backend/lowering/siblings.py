@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from opara_backend.lowering.fused_convolutions import is_fused
+from opara_backend.lowering import fused_convolutions
 from opara_backend.lowering.rewriting import Writer, arguments, moving
 
 DEVICES = ("cuda",)
@@ -106,7 +106,7 @@ def _suits(one: _Sibling) -> bool:
     # Whoever must have it in one piece would copy its part; and what is fused only tells how its result lies.
     if any(user.op == "output" or user.target is torch.ops.aten.convolution.default for user in one.node.users):
         return False
-    if any(is_fused(user.target) for user in one.node.users):
+    if any(fused_convolutions.operator.names(user.target) for user in one.node.users):
         return False
     return one.channels > 0 and one.node.meta["val"].numel() // one.channels >= ROWS
 

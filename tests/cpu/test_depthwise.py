@@ -28,6 +28,7 @@ Pair = tuple[int, int]
 def also_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """And as if Inductor laid out images channels last there, which it does where it has oneDNN's convolutions."""
     monkeypatch.setattr(depthwise, "DEVICES", ("cpu",))
+    monkeypatch.setattr(upstream, "will_prefer_channels_last", lambda graph: True)
     monkeypatch.setattr(upstream, "prefers_channels_last", lambda: True)
     monkeypatch.setattr(depthwise, "SMALL", 0)
 
@@ -52,6 +53,7 @@ FUSED: dict[str, tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = {
     "no bias": (nn.Conv2d, {"kernel_size": 5, "padding": 2, "bias": False}, (2, 6, 9, 7)),
     "strided": (nn.Conv2d, {"kernel_size": 3, "stride": (2, 3), "padding": 1}, (2, 6, 9, 8)),
     "dilated": (nn.Conv2d, {"kernel_size": 3, "dilation": (2, 1), "padding": (2, 1)}, (2, 6, 9, 7)),
+    "one number for both axes": (nn.Conv2d, {"kernel_size": 3, "padding": (1,), "stride": (2,)}, (2, 6, 9, 7)),
     "padded widely": (nn.Conv2d, {"kernel_size": 2, "padding": 4}, (2, 6, 3, 3)),
     "seven by seven": (nn.Conv2d, {"kernel_size": 7, "padding": 3}, (2, 6, 14, 14)),
     "of a point": (nn.Conv2d, {"kernel_size": 1}, (2, 6, 5, 4)),
@@ -103,7 +105,7 @@ def test_images_of_dynamic_sizes_are_left(agree: Agree) -> None:
     assert libraries(agree(model, lambda call: (inputs[call],), options=ON, dynamic=True)) == 3
 
 
-def test_filters_may_change(agree: Agree) -> None:
+def test_filters_may_change() -> None:
     """They are laid out anew at every call."""
 
     class Moving(nn.Module):
@@ -115,11 +117,12 @@ def test_filters_may_change(agree: Agree) -> None:
             return self.layer(x).relu()
 
     model, x = Moving(), torch.randn(1, 6, 5, 5)
-    with torch.no_grad():
+    with torch.no_grad(), collect() as records:
         call = torch.compile(model, backend="opara", options=ON)
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x))
             model.layer.weight.mul_(-2)
+    assert libraries(records) == 0
 
 
 @given(
@@ -142,15 +145,22 @@ def test_any_window(extents: Pair, window: Pair, stride: Pair, padding: Pair, di
 
 
 def test_images_that_are_not_laid_out_channels_last_are_left(monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
-    monkeypatch.setattr(upstream, "prefers_channels_last", lambda: False)
+    monkeypatch.setattr(upstream, "will_prefer_channels_last", lambda graph: False)
     inputs = images((2, 6, 11, 5), False)  # of sizes that no cache knows from another test
-    assert (
-        libraries(agree(Followed(nn.Conv2d, kernel_size=3, padding=1), lambda call: (inputs[call],), options=ON)) == 1
-    )
+    found = agree(Followed(nn.Conv2d, kernel_size=3, padding=1), lambda call: (inputs[call],), options=ON)
+    assert libraries(found) == 1
+    assert found[0].rewrites == ()
+
+
+def test_convolutions_stay_where_images_come_to_lie_otherwise(monkeypatch: pytest.MonkeyPatch, agree: Agree) -> None:
+    """Than they would have by the graph that was rewritten: a pass of the user's may come in between."""
+    monkeypatch.setattr(upstream, "prefers_channels_last", lambda: False)
+    model, inputs = Followed(nn.Conv2d, kernel_size=3, padding=1), images((2, 6, 11, 6), False)
+    assert libraries(agree(model, lambda call: (inputs[call],), options=ON)) == 1
 
 
 def test_cudnn_keeps_what_an_h200_is_faster_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what was measured: nearly all that writing out could gain is gained, and hardly anything lost."""
+    """By what was measured: nearly all that writing out could gain is gained, and far less lost."""
     monkeypatch.undo()
     _, rows = load(RESULTS / "depthwise.json")
     gained: dict[bool, list[float]] = {True: [], False: []}
@@ -164,6 +174,7 @@ def test_cudnn_keeps_what_an_h200_is_faster_at(monkeypatch: pytest.MonkeyPatch) 
     assert len(gained[False]) > 5
     possible = sum(max(0.0, gain) for gains in gained.values() for gain in gains)
     assert sum(gained[True]) > 0.9 * possible
+    assert sum(gain for gain in gained[True] if gain < 0) > -0.05 * possible
     assert sum(gained[False]) < 0
     for dtype in ("float16", "float32"):
         for batch in (1, 8, 32):
@@ -171,8 +182,8 @@ def test_cudnn_keeps_what_an_h200_is_faster_at(monkeypatch: pytest.MonkeyPatch) 
             assert geometric_mean(of_batch) < (0.5 if batch == 1 and dtype == "float16" else 0.92)
 
 
-def test_sums_are_of_float32_and_rounded_once() -> None:
-    """To a type of few digits, with what follows in the same kernel."""
+def test_sums_are_rounded_once() -> None:
+    """To a type of few digits, between two layers in one kernel."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.Conv2d(8, 8, 3, groups=8)).to(torch.bfloat16)
     x = torch.randn(2, 8, 12, 12, dtype=torch.bfloat16)
