@@ -297,6 +297,24 @@ def test_sizes_that_data_decides(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.testing.assert_close(found, function(x, chosen), rtol=1e-4, atol=1e-4)
 
 
+def test_one_number_stands_for_both_axes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN's operators, unlike torch's, read as many as there are axes."""
+    found = []
+    computed = fused_convolutions.convolution_relu
+
+    def noted(x: Tensor, weight: Tensor, bias: Tensor, residual: Any, *settings: Any) -> Tensor:
+        found.append([list(setting) for setting in settings[:3]])
+        return computed(x, weight, bias, residual, *settings)
+
+    monkeypatch.setattr(fused_convolutions, "convolution_relu", noted)
+    first, last = nn.Conv2d(4, 6, 3, stride=(2,), padding=(1,)), nn.Conv2d(6, 4, 1)
+    x = torch.randn(2, 4, 9, 7)
+    with torch.no_grad():
+        result = torch.compile(lambda x: last(first(x).relu()), backend="opara", options=ON)(x)
+        torch.testing.assert_close(result, last(first(x).relu()), rtol=1e-4, atol=1e-4)
+    assert found == [[[2, 2], [1, 1], [1, 1]]]
+
+
 def test_settings_of_cudnn_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_fused_convolutions()
     with torch.backends.cudnn.flags(enabled=False):
