@@ -26,6 +26,8 @@ from bench.workers import together
 
 MOST_THREADS = 8  # more of them wait for the one that traces and lowers
 
+FAR = 3.0  # times as many modules as the middle model: takes minutes to trace
+
 Program = tuple[Any, ...]  # case and backend
 
 
@@ -72,10 +74,22 @@ def size(model: str, small: bool = False) -> int:
 
 def largest_first(jobs: Iterable[Job]) -> list[Job]:
     """The order to work in: process by process and batch by batch as they are given, so that one is whole when time is
-    up, and of each the largest first, which take longest. What is equally large stays in the order given."""
+    up, and of each the largest first, which take longest. What is equally large stays in the order given.
+
+    Those far larger than the middle one begin with the first process in every other, too: a model that takes minutes to
+    trace would not be done before time is up.
+    """
     jobs = list(jobs)
+    sizes = {job.model: size(job.model, job.small) for job in jobs}
+    far = FAR * statistics.median(sizes.values() or [0])
     parts = list(dict.fromkeys((job.process, job.batch) for job in jobs))
-    return sorted(jobs, key=lambda job: (parts.index((job.process, job.batch)), -size(job.model, job.small)))
+    first = parts[0][0] if parts else 0
+
+    def place(job: Job) -> tuple[int, int]:
+        process = first if sizes[job.model] > far and (first, job.batch) in parts else job.process
+        return parts.index((process, job.batch)), -sizes[job.model]
+
+    return sorted(jobs, key=place)
 
 
 def threads(job_size: int, middle: float, left: int, workers: int) -> int:

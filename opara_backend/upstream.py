@@ -187,19 +187,19 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
 
 
 def will_prefer_channels_last(graph: torch.fx.Graph) -> bool:
-    """Whether `prefers_channels_last` will be true of an inference graph. Seen 2.11, 2.13."""
+    """Whether `prefers_channels_last` will be true of an inference graph. Seen 2.11, 2.13, 2.14."""
     from torch._inductor.graph import GraphLowering
 
     return bool(GraphLowering.decide_layout_opt(SimpleNamespace(graph=graph), is_inference=True))
 
 
 def prefers_channels_last() -> bool:
-    """True if Inductor lays out the images of the graph that it lowers channels last. Seen 2.11, 2.13."""
+    """True if Inductor lays out the images of the graph that it lowers channels last. Seen 2.11, 2.13, 2.14."""
     return bool(V.graph.layout_opt)
 
 
 def channels_last(image: Any) -> Any:
-    """The box of an image, computed, and laid out channels last. Seen 2.11, 2.13.
+    """The box of an image, computed, and laid out channels last. Seen 2.11, 2.13, 2.14.
 
     Without it neighbouring threads would read what lies far apart.
     """
@@ -210,7 +210,7 @@ def channels_last(image: Any) -> Any:
 
 
 def contiguous(operand: Any) -> Any:
-    """The box of a tensor in a buffer, row after row. Seen 2.11, 2.13.
+    """The box of a tensor in a buffer, row after row. Seen 2.11, 2.13, 2.14.
 
     Without it Inductor computes it where it is read, or lays it out as what it is computed from.
     """
@@ -223,7 +223,7 @@ def contiguous(operand: Any) -> Any:
 def elementwise(element: Callable[[Sequence[Any]], Any], like: Any) -> Any:
     """The box of a tensor as the one of the box `like`, whose elements `element` computes from their indices by `ops`.
 
-    Computed once, whoever reads it. Seen 2.11, 2.13. Without it depthwise convolutions stay calls of cuDNN.
+    Computed once, whoever reads it. Seen 2.11, 2.13, 2.14. Without it depthwise convolutions stay calls of cuDNN.
     """
     from torch._inductor import ir
 

@@ -55,9 +55,8 @@ def _is_depthwise(node: Node) -> bool:
     x, w = image.meta["val"], weight.meta["val"]
     if x.device.type not in DEVICES or x.dtype not in DTYPES or w.dtype is not x.dtype or transposed:
         return False
-    if not x.dim() == w.dim() == 4 or not all(
-        isinstance(size, int) for size in (*x.shape, *w.shape, *itertools.chain(*steps))
-    ):
+    numbers = (*x.shape, *w.shape, *itertools.chain(*steps))
+    if not x.dim() == w.dim() == 4 or not all(isinstance(number, int) for number in numbers):
         return False
     channels, each, *window = w.shape
     if groups != channels or channels == 1 or each != 1 or x.shape[1] != channels:

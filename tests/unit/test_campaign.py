@@ -21,7 +21,7 @@ from bench.campaign import (
     visible_gpus,
 )
 from bench.kept import Kept
-from bench.precompile import MOST_THREADS, compiled, largest_first, program, programs, surroundings, threads
+from bench.precompile import MOST_THREADS, compiled, largest_first, program, programs, size, surroundings, threads
 from bench.run import Job
 from bench.samples import LEAN, Row, Samples, load
 from bench.variants import variant
@@ -63,11 +63,19 @@ def test_policies_of_the_same_kernels_are_compiled_once() -> None:
 def test_a_pass_is_measured_batch_by_batch_and_of_each_the_largest_first() -> None:
     """Or the last cases of a pass are those that take minutes, each alone."""
     jobs = largest_first(FULL)
-    parts = [(job.process, job.batch) for job in jobs]
-    assert parts == sorted(parts)
-    first = {part: jobs[parts.index(part)].model for part in dict.fromkeys(parts)}
-    assert {model for (_, batch), model in first.items() if batch < 32} == {"nasnet_large"}
     assert sorted(map(repr, jobs)) == sorted(map(repr, FULL))
+    others = [(job.process, job.batch) for job in jobs if job.model != "nasnet_large"]
+    assert others == sorted(others)
+    sizes = [[size(job.model) for job in jobs if (job.process, job.batch) == part] for part in dict.fromkeys(others)]
+    assert all(found == sorted(found, reverse=True) for found in sizes)
+
+
+def test_what_takes_minutes_to_trace_begins_at_once_in_every_process() -> None:
+    """Else the second and third would not be done before time is up."""
+    jobs = [job for job in largest_first(FULL) if job.batch == 1]
+    assert {(job.model, job.process) for job in jobs[:6]} == {("nasnet_large", process) for process in range(3)}
+    later = largest_first(job for job in FULL if job.process > 0)
+    assert {(job.model, job.process) for job in later[:4]} == {("nasnet_large", 1), ("nasnet_large", 2)}
 
 
 def test_the_largest_programs_come_first_and_with_more_threads() -> None:
