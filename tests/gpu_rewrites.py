@@ -26,3 +26,15 @@ def replayed(model: nn.Module, x: Tensor, *, last: bool, options: dict[str, Any]
     (record,) = records
     assert (record.replays, record.fallbacks) == (2, [])
     return result.double(), exact, record
+
+
+def at_sizes(model: nn.Module, options: dict[str, Any], tolerance: float) -> GraphRecord:
+    """What the backend made of a model of eight channels under dynamic sizes, whose outputs were eager's."""
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(model, backend="opara", dynamic=True, fullgraph=True, options=options)
+        for images in (2, 3, 2, 3, 2, 3):
+            x = torch.randn(images, 8, 20, 12, device="cuda")
+            torch.testing.assert_close(call(x), model(x), rtol=tolerance, atol=tolerance)
+    (record,) = records
+    assert record.fallbacks == []
+    return record

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import relu6
 
-from opara_backend.report.record import collect
-from tests.gpu_rewrites import replayed
+from tests.gpu_rewrites import at_sizes, replayed
 from tests.rewrites import only
 
 OPTIONS = only("fuse_depthwise", remember=False)
@@ -52,11 +51,5 @@ def test_block(dtype: torch.dtype, channels: int, window: int, stride: int, imag
 def test_dynamic_sizes_are_left_to_cudnn() -> None:
     """Inductor does not lay out images channels last there, and then cuDNN is faster."""
     model = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.ReLU(), nn.Conv2d(8, 8, 1)).cuda().eval()
-    with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", dynamic=True, fullgraph=True, options=OPTIONS)
-        for images in (2, 3, 2, 3, 2, 3):
-            x = torch.randn(images, 8, 20, 12, device="cuda")
-            torch.testing.assert_close(call(x), model(x), rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])
-    (record,) = records
-    assert record.fallbacks == []
+    record = at_sizes(model, OPTIONS, TOLERANCE[torch.float32])
     assert sum("convolution" in kernel.call and kernel.kind == "extern" for kernel in record.graph.kernels) == 2

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_backend.execution.libraries import convolution_relu
-from opara_backend.report.record import collect
-from tests.gpu_rewrites import replayed
+from tests.gpu_rewrites import at_sizes, replayed
 from tests.rewrites import only
 
 OPTIONS = only("fuse_convolutions", remember=False)
@@ -53,13 +52,7 @@ def test_bottleneck(dtype: torch.dtype, channels: int, images: int, last: bool) 
 def test_a_bias_and_dynamic_sizes() -> None:
     """Inductor then neither lays all out channels last nor leaves the bias to cuDNN."""
     model = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 8, 1)).cuda().eval()
-    with torch.no_grad(), collect() as records:
-        call = torch.compile(model, backend="opara", dynamic=True, fullgraph=True, options=OPTIONS)
-        for images in (2, 3, 2, 3, 2, 3):
-            x = torch.randn(images, 8, 20, 12, device="cuda")
-            torch.testing.assert_close(call(x), model(x), rtol=TOLERANCE[x.dtype], atol=TOLERANCE[x.dtype])
-    (record,) = records
-    assert record.fallbacks == []
+    record = at_sizes(model, OPTIONS, TOLERANCE[torch.float32])
     assert sum("convolution_relu" in kernel.call for kernel in record.graph.kernels) == 1
 
 
