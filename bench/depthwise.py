@@ -1,7 +1,7 @@
 """`python -m bench.depthwise`: depthwise layers by cuDNN's kernels and written out, where `fuse_depthwise` is worth it.
 
-Takes: a GPU. Gives: GPU seconds of a layer with its batch norm and ReLU, of shapes that networks have, as Markdown and
-with --out as JSON. Must not change: anything else. Several processes compile at once; they time one after another.
+Takes: a GPU. Gives: GPU seconds of a layer with its batch norm and ReLU, of shapes that networks have, as Markdown, and
+as JSON in --out. Must not change: anything else. Several processes compile at once; they time one after another.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def measure(alone: AbstractContextManager[Any], shape: Shape, dtype: str, batch:
     everything = mock.patch.multiple(depthwise, LARGE=sys.maxsize, SMALL=0)
     calls = []
     with torch.no_grad(), everything, upstream.inductor_config.patch(force_disable_caches=True):
-        for network_, on in ((model, False), (model, True), (around, False)):
+        for layers, on in ((model, False), (model, True), (around, False)):
             options: dict[str, Any] = {
                 "policy": "sequential",
                 "fallback": "error",
                 "copy_outputs": False,
                 "fuse_depthwise": on,
             }
-            calls.append(torch.compile(network_, backend="opara", dynamic=False, options=options))
+            calls.append(torch.compile(layers, backend="opara", dynamic=False, options=options))
             for _ in range(3):
                 calls[-1](x)
         queued = [functools.partial(call, x) for call in calls]

@@ -36,7 +36,7 @@ LARGE, SMALL = 1 << 21, 1 << 17
 
 
 def fuse_depthwise(graph: Graph) -> int:
-    """Replace every depthwise convolution; how many there were."""
+    """Replace every depthwise convolution where that `pays`; how many there were."""
     convolutions = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
     found = [node for node in convolutions if _is_depthwise(node)]
     if not found or not upstream.will_prefer_channels_last(graph):

@@ -18,8 +18,8 @@ _NAMES = ("stack_trace", "nn_module_stack", "original_aten", "source_fn_stack", 
 
 
 class Writer:
-    """Writes operations before `place`, with the shapes of their results, and the names and lines of `named`, if that
-    is another node."""
+    """Writes operations before `place`, with the shapes of their results and the names and lines of `place`, or of
+    `named`."""
 
     def __init__(self, graph: Graph, place: Node, named: Node | None = None) -> None:
         self.graph, self.place, self.named = graph, place, named or place

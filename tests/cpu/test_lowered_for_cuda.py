@@ -115,7 +115,7 @@ def test_residuals_are_left_where_cudnn_is_slow_at_adding_them(dtype: str, chann
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_depthwise_layers_call_no_library_and_read_filters_side_by_side(dtype: str) -> None:
-    """Neighbouring threads read neighbouring channels, of the image and of the filters; what follows is fused."""
+    """Neighbouring threads read filters of neighbouring channels; what follows is fused."""
     layers = [nn.Conv2d(48, 48, 5, 1, 2, groups=48, bias=False), nn.BatchNorm2d(48), nn.ReLU(), nn.Conv2d(48, 8, 1)]
     model = nn.Sequential(nn.Conv2d(8, 48, 1), *layers).to(getattr(torch, dtype)).eval()
     found = lowered(model, torch.randn(1, 8, 28, 28, dtype=getattr(torch, dtype)), fuse_convolutions=False)
