@@ -42,7 +42,7 @@ class Options:
     streams: int = 8
     candidates: int = 8
     search_seconds: float = 2.0
-    extra_memory: int = 256
+    extra_memory: int = 0
     cuda_graph: bool = True
     copy_outputs: bool = True
     max_captures: int = 16

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,7 +31,8 @@ from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
-from opara_backend.scheduling.workspaces import MORE, NONE, Workspaces, segment_bytes, workspace_bytes
+from opara_backend.scheduling.segments import segment_bytes
+from opara_backend.scheduling.workspaces import NONE, Workspaces, allocations, allowed
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -49,7 +50,7 @@ STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is sear
 # Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
 # tenth of that one and of what the graph reads where it lies (weights, mostly) as well.
 MORE_ARENA = 32 << 20
-LEAST = 4  # schedules tried however long that takes
+LEAST = 3  # schedules tried however long that takes
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,11 @@ def _search(
     """
     apart = replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
     try:
-        plans, seconds = _tried(runtime, graph, arguments, apart, near)
+        plans, taken, seconds = _tried(runtime, graph, arguments, apart, near)
     finally:
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
     give_back_unused()
     schedules = [plan.schedule for plan in plans]
-    taken = [p.memory.arena_bytes + workspace_bytes(graph, p.schedule.stream, memory.needed) for p in plans]
     best = plans[kept(schedules, taken, seconds)]
     with runtime.record.stage("capture"):
         captured = capture_plan(runtime.program, best, arguments, memory)
@@ -120,8 +120,9 @@ def _search(
 
 def _tried(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
-) -> tuple[list[Plan], list[float]]:
-    """Plans for all schedules that were tried, and the seconds a replay of each took: 0 for the only one."""
+) -> tuple[list[Plan], list[int], list[float]]:
+    """Plans for all schedules that were tried, the bytes each takes, and the seconds a replay took: 0 for the only
+    one."""
     record, deadline = runtime.record, time.perf_counter() + runtime.options.search_seconds
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
@@ -129,14 +130,18 @@ def _tried(
             graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
     with record.stage("schedule"):
-        schedules = runtime.schedules(graph, profile, near, memory.needed)
+        schedules = runtime.schedules(graph, profile, near, memory.needed, arguments.static_bytes())
     with record.stage("plan"):
         planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in _in_time(schedules, deadline)]
-    libraries = [workspace_bytes(graph, plan.schedule.stream, memory.needed) for plan in planned]
-    plans = affordable(planned, libraries, arguments.static_bytes(), runtime.options.extra_memory << 20)
+        kernels = allocations(graph, memory.needed)
+        pools = [kernels.reserved(plan.schedule, plan.memory.releases) for plan in planned]
+    extra = runtime.options.extra_memory << 20
+    afforded = affordable(planned, pools, arguments.static_bytes(), kernels.spared, extra)
+    plans = [planned[index] for index in afforded]
+    taken = [planned[index].memory.arena_bytes + sum(pools[index].values()) for index in afforded]
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
-    return plans[: len(seconds)], seconds
+    return plans[: len(seconds)], taken[: len(seconds)], seconds
 
 
 def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
@@ -147,24 +152,31 @@ def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
         yield item
 
 
-def affordable(plans: Sequence[Plan], workspaces: Sequence[int], static_bytes: int, extra: int) -> list[Plan]:
-    """Those of `plans`, one stream first, that do not buy speed with much memory.
+def affordable(
+    plans: Sequence[Plan], pools: Sequence[Mapping[int, int]], static_bytes: int, spared: int, extra: int
+) -> list[int]:
+    """Which of `plans`, one stream first, do not buy speed with much memory, nor do all of them together.
 
-    An arena may not exceed the one stream's by more than `MORE_ARENA` says, nor arena and workspaces together by more
-    than a tenth, or what the allocator reserves at least, and `extra` bytes. static_bytes: of arguments read where they
-    lie. Weights that are laid out, scaled or merged at every call may all be so at its beginning. That takes an arena
-    as large as themselves, which the search would hold, and is hardly ever fastest.
+    pools: by stream, bytes that kernels of each allocate. static_bytes: of arguments read where they lie. spared: see
+    `Allocations`.
+    An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged
+    at every call may all be so at its beginning, which takes an arena as large as themselves, and is hardly ever
+    fastest. Arena and pool together may take what is `allowed`; as candidates share both, so may the largest of each
+    stream.
     """
     arenas = [plan.memory.arena_bytes for plan in plans]
     largest = arenas[0] + max(MORE_ARENA, (static_bytes + arenas[0]) // 10)
-    least = arenas[0] + workspaces[0]
-    most = least + max(int(MORE * least), segment_bytes(1)) + extra
-    found = []
-    for plan, arena, more in zip(plans, arenas, workspaces, strict=True):
-        if arena <= largest and arena + more <= most:
-            found.append(plan)
+    most = allowed(static_bytes, segment_bytes(arenas[0]) + sum(pools[0].values()), spared, extra)
+    found, arena, shared = [0], arenas[0], dict(pools[0])
+    for index in range(1, len(plans)):
+        widest = max(arena, arenas[index])
+        pool = {s: max(shared.get(s, 0), pools[index].get(s, 0)) for s in {*shared, *pools[index]}}
+        if arenas[index] <= largest and segment_bytes(widest) + sum(pool.values()) <= most:
+            found.append(index)
+            arena, shared = widest, pool
         else:
-            log.info("not tried: schedule %s, arena of %d bytes, workspaces of %d", plan.schedule.policy, arena, more)
+            made, own = plans[index].schedule.policy, sum(pools[index].values())
+            log.info("not tried: schedule %s, arena of %d bytes, workspaces of %d", made, arenas[index], own)
     return found
 
 

@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # Calls of torch's and of our own: they work on the current stream, run no compiled model, and keep nothing that they
 # allocate. Others may not.
 KNOWN_CALLS = ("extern_kernels.", "torch.ops.aten.", "aten.", "torch.ops.opara_backend.", "convolution_out")
+GEMV = "fuse_gemv"  # the rewrite that leaves no product where there was one
 ROOM = 4  # one part in so many of the device must be free: meanwhile torch does not give back what it has cached
 
 
@@ -120,9 +121,9 @@ def observe_metered(program: Program, graph: KernelGraph, args: Sequence[Any], l
     return host.observe(program, args, lives, freed)
 
 
-def workspaces(graph: KernelGraph, seen: Observed) -> Workspaces:
+def workspaces(program: Program, graph: KernelGraph, seen: Observed) -> Workspaces:
     """What libraries need to run `graph`, by a run that was metered."""
-    return Workspaces(seen.metered, cublas_workspace_bytes(torch.device(graph.device)))
+    return Workspaces(seen.metered, cublas_workspace_bytes(torch.device(graph.device)), GEMV in program.rewrites)
 
 
 def cublas_workspace_bytes(device: torch.device) -> int:

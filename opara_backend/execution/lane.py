@@ -234,7 +234,7 @@ class CudaLane:
             return seen.outputs
         graph = graph.bind(seen.nbytes)
         try:
-            self._capture(key, graph, args, workspaces(graph, seen))
+            self._capture(key, graph, args, workspaces(program, graph, seen))
         except OparaFallbackError:
             raise
         except torch.OutOfMemoryError as error:

@@ -32,11 +32,10 @@ from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.report import annotate
 from opara_backend.report.record import GraphRecord, listeners, publish
-from opara_backend.scheduling.gathering import gathered, library_kernels
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import candidates
-from opara_backend.scheduling.workspaces import NONE, Workspaces, admission
+from opara_backend.scheduling.workspaces import NONE, Workspaces, fitting, launched
 
 log = logging.getLogger(__name__)
 
@@ -129,30 +128,28 @@ class Runtime:
         profile: Profile,
         near: Schedule | None = None,
         needed: Workspaces = NONE,
+        static_bytes: int = 0,
     ) -> tuple[Schedule, ...]:
         """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
 
         near: what won for another shape of the same graph, if anything did. needed: what libraries take by stream; of
-        several schedules none takes more of it than the options allow.
+        several schedules none takes more of it than the options allow beside `static_bytes` of weights.
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
-        libraries = library_kernels(graph)
-        found: dict[tuple[object, ...], Schedule] = {}
-        for schedule in self._as_asked(graph, profile, near, needed):
-            launched = gathered(schedule, libraries)
-            found.setdefault(launched.launches, launched)
-        return tuple(found.values())
+        launch = launched(graph, needed)
+        asked = map(launch, self._as_asked(graph, profile, near, needed, static_bytes))
+        return tuple({schedule.launches: schedule for schedule in asked}.values())
 
     def _as_asked(
-        self, graph: KernelGraph, profile: Profile, near: Schedule | None, needed: Workspaces
+        self, graph: KernelGraph, profile: Profile, near: Schedule | None, needed: Workspaces, static_bytes: int
     ) -> tuple[Schedule, ...]:
         """The schedules as policies make them."""
         chosen = self.options
         if chosen.policy == "auto" and profile.device is not None:
             width, over = chosen.streams, chosen.in_place
-            admits = admission(graph, needed, chosen.extra_memory << 20)
+            fit = fitting(graph, needed, static_bytes, chosen.extra_memory << 20)
             how: dict[str, Any] = {"count": chosen.candidates, "streams": width, "near": near, "in_place": over}
-            return candidates(graph, profile, admits=admits, **how)
+            return candidates(graph, profile, fit=fit, **how)
         policy = "opara" if chosen.policy == "auto" else chosen.policy
         return (build(graph, profile, policy=policy, launch_order=chosen.order, streams=chosen.streams),)
 

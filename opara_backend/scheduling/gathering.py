@@ -1,8 +1,8 @@
-"""The same schedule with library kernels on fewer streams, where its happens-before allows.
+"""The same schedule with library kernels on fewer streams: where its happens-before allows, or as few as must be.
 
-Takes: a Schedule and which of its kernels call libraries. Gives: a Schedule of the same launch order and happens-before
-on no more streams, those with library kernels first. Must not change: which kernels may run side by side.
-Imports no torch. Deterministic.
+Takes: a Schedule and which of its kernels call libraries. Gives: a Schedule of the same launch order on no more
+streams, those with library kernels first. Must not change: which kernels happen before which; `gathered` also not which
+may run side by side. Imports no torch. Deterministic.
 
 Libraries keep memory per stream: a workspace of cuBLAS's (32 MiB on Hopper GPUs), and what cuDNN works in, which the
 allocator hands back only to the stream it came from. A captured graph knows no streams, only kernels and the edges
@@ -14,7 +14,7 @@ one more edge of the graph, if an implied one. So streams are kept for the way w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.happens_before import HappensBefore
@@ -26,12 +26,14 @@ def library_kernels(graph: KernelGraph) -> frozenset[int]:
     return frozenset(index for index, kernel in enumerate(graph.kernels) if kernel.kind == "extern")
 
 
-def gathered(schedule: Schedule, libraries: Collection[int]) -> Schedule:
+def gathered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
     """`schedule`, its kernels in `libraries` on as few streams as are found, which come first.
 
-    What is found may not be the fewest there could be. O(kernels x streams x (waits + streams)).
+    libraries: by kernel, the bytes it asks for; streams with the largest pieces come before others, so that schedules
+    captured on the same streams share them. What is found may not be the fewest streams there could be.
+    O(kernels x streams x (waits + streams)).
     """
-    calls = frozenset(libraries)
+    calls = libraries.keys()
     before = {schedule.stream[kernel] for kernel in calls}
     if before <= {0}:
         return schedule
@@ -39,7 +41,30 @@ def gathered(schedule: Schedule, libraries: Collection[int]) -> Schedule:
     stream = _chains(schedule, direct, calls) if len(before) > 1 else None
     if stream is None or len({stream[kernel] for kernel in calls}) >= len(before):
         stream = list(schedule.stream)
-    return _renumbered(schedule, stream, direct, calls)
+    return _renumbered(schedule, stream, direct, libraries)
+
+
+def on_fewer_streams(
+    schedule: Schedule, moved: Collection[int], libraries: Mapping[int, int], fits: Callable[[Schedule], bool]
+) -> Schedule | None:
+    """`schedule` with the kernels of `moved` on ever fewer of their streams, until it `fits`; None if it never does.
+
+    On a stream they share they take turns, in launch order; all others stay where they are. The two streams with the
+    fewest of them become one each time. libraries: as `gathered` takes them.
+    """
+    stream, direct = list(schedule.stream), _direct(schedule)
+    for _ in range(len({stream[kernel] for kernel in moved}) - 1):
+        load: dict[int, int] = {}
+        for kernel in moved:
+            load[stream[kernel]] = load.get(stream[kernel], 0) + 1
+        one, other = sorted(load, key=lambda s: (load[s], s))[:2]
+        for kernel in moved:
+            if stream[kernel] == other:
+                stream[kernel] = one
+        found = _renumbered(schedule, stream, direct, libraries)
+        if fits(found):
+            return found
+    return None
 
 
 def _direct(schedule: Schedule) -> list[tuple[int, ...]]:
@@ -101,13 +126,16 @@ def _chains(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collec
 
 
 def _renumbered(
-    schedule: Schedule, stream: Sequence[int], direct: Sequence[tuple[int, ...]], calls: Collection[int]
+    schedule: Schedule, stream: Sequence[int], direct: Sequence[tuple[int, ...]], libraries: Mapping[int, int]
 ) -> Schedule:
-    """The schedule on these streams, those with the most library kernels first, and the fewest waits `direct` needs."""
-    load = dict.fromkeys((stream[kernel] for kernel in schedule.order), 0)
-    for kernel in calls:
-        load[stream[kernel]] += 1
-    number = {old: new for new, old in enumerate(sorted(load, key=lambda s: -load[s]))}
+    """The schedule on these streams, those with the largest pieces of memory and the most library kernels first, and
+    the fewest waits `direct` needs."""
+    load = {stream[kernel]: (0, 0) for kernel in schedule.order}
+    for kernel, nbytes in libraries.items():
+        largest, count = load[stream[kernel]]
+        load[stream[kernel]] = max(largest, nbytes), count + 1
+    ranked = sorted(load, key=lambda s: load[s], reverse=True)  # stable: in the order they come in
+    number = {old: new for new, old in enumerate(ranked)}
     relation = HappensBefore(len(number))
     waits: list[tuple[int, ...]] = [()] * len(direct)
     place = {kernel: index for index, kernel in enumerate(schedule.order)}

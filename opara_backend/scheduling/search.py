@@ -65,41 +65,44 @@ def candidates(
     streams: int,
     near: Schedule | None = None,
     in_place: bool = True,
-    admits: Callable[[Schedule], bool] = lambda schedule: True,
+    fit: Callable[[Schedule], Schedule | None] = lambda schedule: schedule,
 ) -> tuple[Schedule, ...]:
     """At most `count` different schedules on at most `streams` streams: one stream, the best predicted, `RIVALS`.
 
-    Half of them are the best predicted; then come the rivals, and others as predicted.
+    Half of them are the best predicted; then come the rivals, and others as predicted. fit: makes of a schedule of
+    several streams one that may be tried, which is itself if it may; or None.
     near: what won for other sizes of the same graph. It comes second, and half as many others are tried beside it.
     in_place: where kernels could write over more of what they read if they waited for others, the best predicted comes
-    that way as well, last. admits: False for schedules of several streams that are not to be tried.
+    that way as well, last.
     """
-    if near is not None and 1 < near.streams <= streams and count > 1 and admits(near):
+    if near is not None and 1 < near.streams <= streams and count > 1:
         verify(graph, near)
-        tried, count = count, max(2, count // 2 + 1)
-        first, *rest = candidates(graph, profile, count=count, streams=streams, in_place=in_place, admits=admits)
-        return (first, near, *(other for other in rest if other.launches != near.launches))[:tried]
+        near = _fitted(graph, near, fit)
+        if near is not None:
+            tried, count = count, max(2, count // 2 + 1)
+            first, *rest = candidates(graph, profile, count=count, streams=streams, in_place=in_place, fit=fit)
+            return (first, near, *(other for other in rest if other.launches != near.launches))[:tried]
     sequential = in_a_row(graph, profile)
     others: dict[tuple[object, ...], Schedule] = {}
     dishes: dict[tuple[object, ...], Dish] = {}
     rivals: set[tuple[object, ...]] = set()
     refused = False
     for dish in MENU:
-        schedule = _built(graph, profile, dish, streams)
-        if schedule is None or schedule.streams <= 1:
+        built = _built(graph, profile, dish, streams)
+        if built is None or built.streams <= 1:
             continue
-        if not admits(schedule):
-            refused = True
-        else:
+        schedule = _fitted(graph, built, fit)
+        refused = refused or schedule is not built
+        if schedule is not None:
             others.setdefault(schedule.launches, schedule)
             dishes.setdefault(schedule.launches, dish)
             if dish in RIVALS:
                 rivals.add(schedule.launches)
-    if others and not refused:  # else there is nothing to run side by side, or hardly anything is admitted
+    if others and not refused:  # else there is nothing to run side by side, or hardly anything fits
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
                 break
-            if schedule.streams > 1 and admits(schedule):
+            if schedule.streams > 1 and fit(schedule) is schedule:
                 others.setdefault(schedule.launches, schedule)
     ranked = list(others.values())
     device = profile.device
@@ -112,7 +115,8 @@ def candidates(
     if waiting is not graph:
         patient = _built(waiting, profile, dishes[ranked[0].launches], streams)
         known = {schedule.launches for schedule in ranked}
-        if patient is not None and patient.streams > 1 and patient.launches not in known and admits(patient):
+        patient = _fitted(waiting, patient, fit) if patient is not None and patient.streams > 1 else None
+        if patient is not None and patient.launches not in known:
             if len(ranked) > count - 2:
                 left_out = [schedule for schedule in ranked[1:] if schedule.launches not in rivals] or ranked[1:]
                 ranked.remove(left_out[-1])
@@ -134,6 +138,16 @@ def _rivals_in_front(ranked: Sequence[Schedule], rivals: Set[tuple[object, ...]]
     """`ranked` with those whose launches are among `rivals` brought forward, behind the `best` first."""
     rest = sorted(ranked[best:], key=lambda schedule: schedule.launches not in rivals)
     return [*ranked[:best], *rest]
+
+
+def _fitted(graph: KernelGraph, schedule: Schedule, fit: Callable[[Schedule], Schedule | None]) -> Schedule | None:
+    """What `fit` makes of `schedule`, verified if it is another; None if that runs on one stream."""
+    found = fit(schedule)
+    if found is None or found.streams <= 1:
+        return None
+    if found is not schedule:
+        verify(graph, found)
+    return found
 
 
 def _built(graph: KernelGraph, profile: Profile, dish: Dish, streams: int) -> Schedule | None:

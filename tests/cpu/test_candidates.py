@@ -195,10 +195,10 @@ def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
 
     monkeypatch.setattr(Runtime, "plan", sized)
     monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static)
-    _, _, _, tried = search()
+    _, _, _, tried = search(extra_memory=1 << 13)
     assert {schedule.streams for schedule, _ in tried} == {1, 2, 3}
     monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: static + 20 * MORE_ARENA)
-    _, _, _, tried = search("another shape")
+    _, _, _, tried = search("another shape", extra_memory=1 << 13)
     assert {schedule.streams for schedule, _ in tried} > {1, 2, 3}
 
 
@@ -215,6 +215,7 @@ def test_arena_and_workspaces_take_no_more_than_is_allowed_together(
         return replace(made, memory=replace(made.memory, arena_bytes=schedule.streams * (10 << 20)))
 
     monkeypatch.setattr(Runtime, "plan", sized)
+    monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: 0)
     memory = Memory(LANES, Piece, Workspaces(product=32 << 20))  # type: ignore[arg-type]
     for extra, most in ((0, 1), (37, 1), (38, 2), (79, 2), (80, 3)):
         _, _, _, tried = search(f"{extra}", memory, extra_memory=extra)

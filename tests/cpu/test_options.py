@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = {
     "streams": 8,
     "candidates": 8,
     "search_seconds": 2.0,
-    "extra_memory": 256,
+    "extra_memory": 0,
     "cuda_graph": True,
     "copy_outputs": True,
     "max_captures": 16,

@@ -10,18 +10,19 @@ from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.profile import Profile
-from opara_backend.scheduling.gathering import gathered, library_kernels
+from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.policies import build
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from opara_backend.scheduling.search import candidates
 from opara_backend.scheduling.workspaces import (
-    MORE,
     NONE,
     Workspaces,
-    admission,
+    allocations,
+    allowed,
+    fitting,
     is_product,
-    segment_bytes,
-    workspace_bytes,
+    launched,
+    pieces,
 )
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import WIDTHS, graph_with_edges
@@ -59,62 +60,135 @@ def test_what_calls_cublas(call: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "reserved"),
-    [
-        *((0, 0), (1, 2), (MIB, 2), (MIB + 1, 20), (10 * MIB - 1, 20)),
-        *((10 * MIB, 10), (32 * MIB, 32), (32 * MIB + 1, 34)),
-    ],
-)
-def test_what_the_allocator_reserves_for_a_block(nbytes: int, reserved: int) -> None:
-    """reserved: MiB."""
-    assert segment_bytes(nbytes) == reserved * MIB
-
-
-@pytest.mark.parametrize(
     ("stream", "needed", "expected"),
     [
         ((0,) * 6, CUBLAS, 32),
         ((0, 0, 1, 2, 1, 0), CUBLAS, 96),
         ((0, 1, 1, 1, 1, 0), CUBLAS, 32),  # the others are no products
-        ((0,) * 6, Workspaces({1: 3 * MIB, 2: 12 * MIB}), 12),  # one after the other
+        ((0,) * 6, Workspaces({1: 3 * MIB, 2: 12 * MIB}), 20),  # one after the other
         ((0, 0, 1, 0, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB}), 20 + 12),
         ((0, 0, 1, 1, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB, 3: 11 * MIB}, 32 * MIB), 20 + 12 + 2 * 32),
         ((0, 1, 2, 3, 4, 5), NONE, 0),
     ],
 )
 def test_each_stream_has_its_own(stream: tuple[int, ...], needed: Workspaces, expected: int) -> None:
-    assert workspace_bytes(FORK, stream, needed) == expected * MIB
+    schedule = with_waits(FORK, stream, range(6))
+    assert sum(allocations(FORK, needed).reserved(schedule).values()) == expected * MIB
 
 
 @pytest.mark.parametrize(("extra", "streams"), [(0, 1), (28, 1), (29, 2), (60, 2), (61, 3), (93, 4)])
 def test_as_many_streams_of_products_as_there_is_memory_for(extra: int, streams: int) -> None:
-    """extra: MiB, beside a tenth of what one stream takes."""
-    admits = admission(FORK, CUBLAS, extra * MIB)
+    """extra: MiB, beside a tenth of what one stream takes. Products with more streams than that take turns on these."""
+    fit = fitting(FORK, CUBLAS, 0, extra * MIB)
     for width in range(1, 6):
         schedule = build(FORK, FORK_PROFILE, policy="nimble", launch_order="program", streams=width)
-        together = gathered(schedule, library_kernels(FORK))
-        used = len({together.stream[k] for k in (1, 2, 3, 4)})
-        assert admits(schedule) == (used <= streams)
+        together = gathered(schedule, pieces(FORK, CUBLAS))
+        used, found = len({together.stream[k] for k in (1, 2, 3, 4)}), fit(schedule)
+        assert found is not None
+        assert (found is schedule) == (used <= streams)
+        assert len({gathered(found, pieces(FORK, CUBLAS)).stream[k] for k in (1, 2, 3, 4)}) == min(used, streams)
+        assert found.policy == ("nimble/program" if used <= streams else "nimble/program, less memory")
 
 
-def test_a_chain_of_products_is_admitted_whatever_streams_a_policy_spreads_it_over() -> None:
+@pytest.mark.parametrize(("static", "streams"), [(0, 1), (287, 1), (288, 2), (608, 3)])
+def test_a_large_model_may_take_a_tenth_of_itself_more(static: int, streams: int) -> None:
+    """static: MiB of weights. 32 MiB for each stream with products."""
+    schedule = build(FORK, FORK_PROFILE, policy="nimble", launch_order="program", streams=5)
+    found = fitting(FORK, CUBLAS, static * MIB, 0)(schedule)
+    assert found is not None
+    assert sum(allocations(FORK, CUBLAS).reserved(found).values()) == 32 * MIB * streams
+
+
+@pytest.mark.parametrize(("replaced", "products", "expected"), [(True, False, 32), (True, True, 0), (False, False, 0)])
+def test_what_stock_inductors_products_would_keep_may_go_to_others(
+    replaced: bool, products: bool, expected: int
+) -> None:
+    """Convolutions that need 3 MiB each, side by side where a kernel of ours stands for a product."""
+    graph = FORK if products else calling(BRANCHES, "extern_kernels.convolution", {1, 2, 3, 4})
+    needed = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB), 32 * MIB, replaced)
+    kernels = allocations(graph, needed)
+    assert kernels.spared == expected * MIB
+    schedule = build(graph, FORK_PROFILE, policy="nimble", launch_order="program", streams=5)
+    found = fitting(graph, needed, 0, 0)(schedule)
+    assert found is not None
+    assert len({found.stream[k] for k in (1, 2, 3, 4)}) == (2 if expected else 1)
+
+
+def test_a_chain_of_products_fits_whatever_streams_a_policy_spreads_it_over() -> None:
     chain = calling(graph_with_edges(4, [(0, 1), (1, 2), (2, 3)]), "extern_kernels.addmm", {0, 1, 2, 3})
     schedule = Schedule((0, 1, 0, 1), (0, 1, 2, 3), ((), (0,), (1,), (2,)))
-    assert workspace_bytes(chain, schedule.stream, CUBLAS) == 64 * MIB
-    assert admission(chain, CUBLAS, 0)(schedule)
+    assert sum(allocations(chain, CUBLAS).reserved(schedule).values()) == 64 * MIB
+    assert fitting(chain, CUBLAS, 0, 0)(schedule) is schedule
+    assert launched(chain, CUBLAS)(schedule).streams == 1
 
 
-@given(gpu_schedules(), WIDTHS, st.sets(st.integers(0, 30)), st.sampled_from([0, 20, 32, 100]), st.integers(1, 9))
-def test_no_schedule_that_takes_more_than_it_may_is_tried(
-    problem: Scheduled, streams: int, calls: set[int], extra: int, count: int
+def test_results_that_kernels_make_count_until_the_last_who_reads_them() -> None:
+    """Three convolutions in a chain make 8 MiB each: two fit a segment of 20 MiB, three do not."""
+    graph = calling(graph_with_edges(4, [(0, 1), (1, 2), (2, 3)]), "extern_kernels.convolution", {0, 1, 2})
+    made = tuple(replace(b, planned=False, nbytes=8 * MIB) if b.name != "b3" else b for b in graph.buffers)
+    graph = replace(graph, buffers=made)
+    row = with_waits(graph, (0,) * 4, range(4))
+    kernels = allocations(graph, NONE)
+    assert kernels.reserved(row) == {0: 20 * MIB}
+    assert kernels.reserved(row, ((), (), ("b0",), ("b1",))) == {0: 20 * MIB}
+    assert kernels.reserved(row, ((), (), (), ("b0", "b1"))) == {0: 40 * MIB}
+    kept = allocations(replace(graph, outputs=("b0", "b1", "b2")), NONE)
+    assert kept.reserved(row) == {0: 40 * MIB}
+    assert kernels.reserved(with_waits(graph, (0, 1, 0, 0), range(4))) == {0: 20 * MIB, 1: 20 * MIB}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Scheduled, Workspaces]:
+    """A scheduled graph in which some kernels call libraries, and what these need."""
+    graph, profile, schedule = draw(gpu_schedules())
+    calls = draw(st.sets(st.integers(0, 30)))
+    made = draw(st.sets(st.sampled_from([b.name for b in graph.buffers]))) if graph.buffers else set()
+    buffers = tuple(
+        replace(b, planned=False, nbytes=3 * MIB) if b.kind == "intermediate" and b.name in made else b
+        for b in graph.buffers
+    )
+    graph = replace(calling(graph, "extern_kernels.mm", calls), buffers=buffers)
+    transient = {k: (k + 1) * MIB for k in calls if k < len(graph) and k % 3 == 0}
+    return (graph, profile, schedule), Workspaces(transient, draw(st.sampled_from([0, 32])) * MIB)
+
+
+@given(problems(), st.sampled_from([0, 100, 1000]), st.sampled_from([0, 20, 32, 100]))
+def test_what_is_made_to_fit_fits_and_keeps_every_order(
+    problem: tuple[Scheduled, Workspaces], static: int, extra: int
 ) -> None:
-    graph, profile, _ = problem
-    graph = calling(graph, "extern_kernels.mm", calls)
-    needed = Workspaces({k: (k + 1) * MIB for k in calls if k < len(graph) and k % 3 == 0}, 32 * MIB)
-    admits = admission(graph, needed, extra * MIB)
-    found = candidates(graph, profile, count=count, streams=streams, admits=admits)
-    least = workspace_bytes(graph, (0,) * len(graph), needed)
-    for schedule in found:
-        together = gathered(schedule, library_kernels(graph))
-        taken = min(workspace_bytes(graph, each.stream, needed) for each in (schedule, together))
-        assert taken <= least * (1 + MORE) + extra * MIB
+    (graph, _, schedule), needed = problem
+    found = fitting(graph, needed, static * MIB, extra * MIB)(schedule)
+    if found is None:
+        return
+    verify(graph, found)
+    assert found.order == schedule.order
+    before, after = happens_before(schedule), happens_before(found)
+    pairs = [(one, other) for one in range(len(graph)) for other in range(len(graph))]
+    assert all(after.ordered(*pair) for pair in pairs if before.ordered(*pair))
+    kernels = allocations(graph, needed)
+    row = with_waits(graph, (0,) * len(graph), range(len(graph)))
+    least = sum(kernels.reserved(row).values())
+    taken = sum(kernels.reserved(launched(graph, needed)(found)).values())
+    assert taken <= allowed(static * MIB, least, kernels.spared, extra * MIB)
+
+
+@given(problems(), WIDTHS, st.integers(1, 9))
+def test_no_schedule_that_takes_more_than_it_may_is_tried(
+    problem: tuple[Scheduled, Workspaces], streams: int, count: int
+) -> None:
+    (graph, profile, _), needed = problem
+    fit = fitting(graph, needed, 0, 0)
+    found = candidates(graph, profile, count=count, streams=streams, fit=fit)
+    kernels = allocations(graph, needed)
+    least = sum(kernels.reserved(found[0]).values())
+    for schedule in found[1:]:
+        verify(graph, schedule)
+        taken = sum(kernels.reserved(launched(graph, needed)(schedule)).values())
+        assert taken <= allowed(0, least, 0, 0)
+
+
+@given(problems())
+def test_without_extra_memory_one_stream_is_never_refused(problem: tuple[Scheduled, Workspaces]) -> None:
+    (graph, _, _), needed = problem
+    row = with_waits(graph, (0,) * len(graph), range(len(graph)))
+    assert fitting(graph, needed, 0, 0)(row) is row
