@@ -42,7 +42,7 @@ class Options:
     streams: int = 8
     candidates: int = 8
     search_seconds: float = 2.0
-    extra_memory: int = 0
+    extra_memory: int = 64
     cuda_graph: bool = True
     copy_outputs: bool = True
     max_captures: int = 16
@@ -88,7 +88,7 @@ ACCEPTED: Mapping[str, _Accepts] = {
         "about how long profiling and trying them may take; up to four are tried anyway", low=0.0, high=3600.0
     ),
     "extra_memory": _Accepts(
-        "MiB that a schedule tried may take beyond one stream's arena and workspaces of libraries and a tenth of these",
+        "MiB that a schedule may take beyond a tenth more than one stream, model and workspaces of libraries included",
         low=0,
         high=1 << 20,
     ),

@@ -11,7 +11,7 @@ parameters that there are: weights that a rewrite scales may overflow in one mod
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, Tried, capture_best, capture_plan, state_kept
 from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused
-from opara_backend.execution.first_run import observe_metered
+from opara_backend.execution.first_run import observe_metered, workspaces
 from opara_backend.execution.host import Observed, Plan
 from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.winners import Choice
@@ -30,6 +30,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.report.record import Timed
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.search import NOISE
+from opara_backend.scheduling.workspaces import Workspaces
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -72,11 +73,11 @@ def capture_fastest(
     look at others. Errors: those of capturing the first lowering; an alternative that fails is left out, and said.
     """
 
-    def best_of(one: Runtime, bound: KernelGraph, transient: Mapping[int, int]) -> Kept:
-        there = replace(memory, needed=replace(memory.needed, transient=transient))
+    def best_of(one: Runtime, bound: KernelGraph, needed: Workspaces) -> Kept:
+        there = replace(memory, needed=needed)
         return Kept(one, *capture_best(one, bound, arguments, there, shape, near(one)))
 
-    first = runtime, graph, memory.needed.transient
+    first = runtime, graph, memory.needed
 
     if alone or not runtime.alternatives:
         return best_of(*first)
@@ -85,14 +86,17 @@ def capture_fastest(
     choice = winners.find_choice(path)
     wanted = [o for o in runtime.alternatives if choice is None or o.generated.source == choice.source]
     with runtime.record.stage("first_run"):
-        racing = list(_agreeing(runtime, wanted, arguments))
+        racing = [
+            (other, bound, workspaces(other.generated, seen, memory.needed.product))
+            for other, bound, seen in _agreeing(runtime, wanted, arguments)
+        ]
     give_back_unused()  # while something is captured, nothing that is cached can be given back
     if choice is None or not racing:
         racing.insert(0, first)
     made = []
-    for one, bound, transient in racing:
+    for one, bound, needed in racing:
         try:
-            made.append(best_of(one, bound, transient))
+            made.append(best_of(one, bound, needed))
         except Exception as error:
             if one is runtime:
                 raise
@@ -135,9 +139,8 @@ def _fastest(made: Sequence[Kept], budget: float) -> Kept:
 
 def _agreeing(
     first: Runtime, others: Iterable[Runtime], arguments: StaticArguments
-) -> Iterator[tuple[Runtime, KernelGraph, Mapping[int, int]]]:
-    """Those of `others` that do what `first` does, with their graphs, sizes bound, and what their kernels allocate as
-    they run. All of these have run."""
+) -> Iterator[tuple[Runtime, KernelGraph, Observed]]:
+    """Those of `others` that do what `first` does, with their graphs, sizes bound, and what a run of them showed."""
     expected: list[Tensor] = []
     rounding = max(TOLERANCE.get(kernel.dtype, OTHERWISE) for kernel in first.graph.kernels)
     for other in others:
@@ -149,7 +152,7 @@ def _agreeing(
             _left_out(other, f"{type(error).__name__}: {error}")
             continue
         if same:
-            yield other, other.graph.bind(seen.nbytes), seen.metered
+            yield other, other.graph.bind(seen.nbytes), seen
         else:
             _left_out(other, "its results differ from those of the graph as it is by more than rounding")
 

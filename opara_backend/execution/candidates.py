@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from opara_backend.execution import winners
+from opara_backend.execution.affordable import affordable
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.cuda_graph import CapturedGraph, Probe, capture, give_back_unused, give_up_workspaces
 from opara_backend.execution.host import Plan, Supply
@@ -31,8 +32,7 @@ from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
-from opara_backend.scheduling.segments import segment_bytes
-from opara_backend.scheduling.workspaces import NONE, Workspaces, allocations, allowed
+from opara_backend.scheduling.workspaces import NONE, Workspaces
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -47,9 +47,6 @@ Tried = list[tuple[Schedule, float]]
 # A schedule is captured again instead, launch by launch.
 HELD_TWICE = 1 << 20
 STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
-# Bytes by which an arena may exceed that of one stream before its schedule is not even tried, if they are more than a
-# tenth of that one and of what the graph reads where it lies (weights, mostly) as well.
-MORE_ARENA = 32 << 20
 LEAST = 3  # schedules tried however long that takes
 
 
@@ -132,13 +129,15 @@ def _tried(
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near, memory.needed, arguments.static_bytes())
     with record.stage("plan"):
-        planned = [runtime.plan(graph, profile, schedule, captured=True) for schedule in _in_time(schedules, deadline)]
-        kernels = allocations(graph, memory.needed)
-        pools = [kernels.reserved(plan.schedule, plan.memory.releases) for plan in planned]
-    extra = runtime.options.extra_memory << 20
-    afforded = affordable(planned, pools, arguments.static_bytes(), kernels.spared, extra)
-    plans = [planned[index] for index in afforded]
-    taken = [planned[index].memory.arena_bytes + sum(pools[index].values()) for index in afforded]
+        found = affordable(
+            lambda schedule: runtime.plan(graph, profile, schedule, captured=True),
+            graph,
+            _in_time(schedules, deadline),
+            memory.needed,
+            arguments.static_bytes(),
+            runtime.options.extra_memory << 20,
+        )
+    plans, taken = [one.plan for one in found], [one.reserved for one in found]
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
     return plans[: len(seconds)], taken[: len(seconds)], seconds
@@ -150,34 +149,6 @@ def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
         if index >= LEAST and time.perf_counter() > deadline:
             return
         yield item
-
-
-def affordable(
-    plans: Sequence[Plan], pools: Sequence[Mapping[int, int]], static_bytes: int, spared: int, extra: int
-) -> list[int]:
-    """Which of `plans`, one stream first, do not buy speed with much memory, nor do all of them together.
-
-    pools: by stream, bytes that kernels of each allocate. static_bytes: of arguments read where they lie. spared: see
-    `Allocations`.
-    An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged
-    at every call may all be so at its beginning, which takes an arena as large as themselves, and is hardly ever
-    fastest. Arena and pool together may take what is `allowed`; as candidates share both, so may the largest of each
-    stream.
-    """
-    arenas = [plan.memory.arena_bytes for plan in plans]
-    largest = arenas[0] + max(MORE_ARENA, (static_bytes + arenas[0]) // 10)
-    most = allowed(static_bytes, segment_bytes(arenas[0]) + sum(pools[0].values()), spared, extra)
-    found, arena, shared = [0], arenas[0], dict(pools[0])
-    for index in range(1, len(plans)):
-        widest = max(arena, arenas[index])
-        pool = {s: max(shared.get(s, 0), pools[index].get(s, 0)) for s in {*shared, *pools[index]}}
-        if arenas[index] <= largest and segment_bytes(widest) + sum(pool.values()) <= most:
-            found.append(index)
-            arena, shared = widest, pool
-        else:
-            made, own = plans[index].schedule.policy, sum(pools[index].values())
-            log.info("not tried: schedule %s, arena of %d bytes, workspaces of %d", made, arenas[index], own)
-    return found
 
 
 def _race(

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from opara_backend.execution import cuda_graph, host
-from opara_backend.execution.host import Observed
+from opara_backend.execution.host import Metered, Observed
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
 from opara_backend.execution.streams import private_streams
@@ -104,7 +104,7 @@ def _outliving_errors(pool: Any, caller: torch.cuda.Stream) -> Iterator[None]:
 
 
 def observe_metered(program: Program, graph: KernelGraph, args: Sequence[Any], lives: Lifetimes | None) -> Observed:
-    """`host.observe`, metering what calls of libraries allocate and free again: their workspaces.
+    """`host.observe`, metering what calls of libraries allocate, and free again: their workspaces.
 
     What other threads free meanwhile counts as well. Not where the allocator does not count, nor where cuDNN tries all
     it has in the first call, each in a workspace of its own.
@@ -112,18 +112,20 @@ def observe_metered(program: Program, graph: KernelGraph, args: Sequence[Any], l
     counts = torch.device(graph.device).type == "cuda" and _is_torchs_allocator() and not torch.backends.cudnn.benchmark
     libraries = library_kernels(graph) if counts else frozenset()
 
-    def freed(kernel: int) -> int:
+    def meter(kernel: int) -> Metered | None:
         if kernel not in libraries:
-            return 0
-        counted: int = torch.cuda.memory_stats_as_nested_dict(graph.device)["allocated_bytes"]["all"]["freed"]
-        return counted
+            return None
+        counted = torch.cuda.memory_stats_as_nested_dict(graph.device)["allocated_bytes"]["all"]
+        return Metered(counted["allocated"], counted["freed"])
 
-    return host.observe(program, args, lives, freed)
+    return host.observe(program, args, lives, meter)
 
 
-def workspaces(program: Program, graph: KernelGraph, seen: Observed) -> Workspaces:
-    """What libraries need to run `graph`, by a run that was metered."""
-    return Workspaces(seen.metered, cublas_workspace_bytes(torch.device(graph.device)), GEMV in program.rewrites)
+def workspaces(program: Program, seen: Observed, product: int) -> Workspaces:
+    """What libraries need to run `program`, by a run that was metered. product: bytes that cuBLAS keeps on a stream."""
+    transient = {kernel: metered.freed for kernel, metered in seen.metered.items() if metered.freed}
+    kept = {kernel: metered.allocated - metered.freed for kernel, metered in seen.metered.items()}
+    return Workspaces(transient, product, GEMV in program.rewrites, kept)
 
 
 def cublas_workspace_bytes(device: torch.device) -> int:

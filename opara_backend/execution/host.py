@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -33,17 +33,25 @@ class Plan:
     verify_seconds: float = 0.0
 
 
+class Metered(NamedTuple):
+    """Bytes, as an allocator counts them: allocated, and freed."""
+
+    allocated: int
+    freed: int
+
+
 @dataclass(frozen=True)
 class Observed:
     """What one run in program order showed: outputs, bytes of each buffer, seconds per kernel as the host sees it.
 
-    metered: by how much the meter rose while a kernel was launched, of those during which it did; nothing without one.
+    metered: what was allocated and freed while a kernel was launched, of those during which anything was; nothing
+    without a meter.
     """
 
     outputs: tuple[Any, ...]
     nbytes: dict[str, int]
     durations: tuple[float, ...]
-    metered: Mapping[int, int]
+    metered: Mapping[int, Metered]
 
 
 Supply = Callable[[int], torch.Tensor]
@@ -147,26 +155,28 @@ def observe(
     program: Program,
     args: Sequence[Any],
     lives: Lifetimes | None = None,
-    meter: Callable[[int], int] | None = None,
+    meter: Callable[[int], Metered | None] = lambda kernel: None,
 ) -> Observed:
     """Run once in program order, each buffer in memory of its own: a plain run whose sizes and times are written down.
 
     lives: when each buffer is needed; without it all memory is held until the end, which is right for every program.
-    meter: asked before and behind each kernel, whose index it is given.
+    meter: what has been allocated and freed so far, asked before and behind each kernel, whose index it is given; None
+    where that is of no interest.
     """
     memory = _OnDemand(lives)
     activation = Activation(program, args, memory)
     durations: list[float] = []
-    metered: dict[int, int] = {}
+    metered: dict[int, Metered] = {}
     while activation.advance():
         for kernel in range(len(durations), len(activation.tasks)):
             memory.before(kernel)
-            before = meter(kernel) if meter is not None else 0
+            before = meter(kernel)
             start = time.perf_counter()
             activation.tasks[kernel]()
             durations.append(time.perf_counter() - start)
-            if meter is not None and (rise := meter(kernel) - before):
-                metered[kernel] = rise
+            after = meter(kernel)
+            if before is not None and after is not None and before != after:
+                metered[kernel] = Metered(after.allocated - before.allocated, after.freed - before.freed)
             memory.behind(kernel, activation.release)
     return Observed(activation.outputs, memory.nbytes, tuple(durations), MappingProxyType(metered))
 

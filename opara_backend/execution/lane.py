@@ -23,7 +23,13 @@ from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.candidates import Memory, state_kept
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
-from opara_backend.execution.first_run import leaves_nothing, observe_apart, observe_metered, workspaces
+from opara_backend.execution.first_run import (
+    cublas_workspace_bytes,
+    leaves_nothing,
+    observe_apart,
+    observe_metered,
+    workspaces,
+)
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
@@ -234,7 +240,7 @@ class CudaLane:
             return seen.outputs
         graph = graph.bind(seen.nbytes)
         try:
-            self._capture(key, graph, args, workspaces(program, graph, seen))
+            self._capture(key, graph, args, workspaces(program, seen, cublas_workspace_bytes(self.device)))
         except OparaFallbackError:
             raise
         except torch.OutOfMemoryError as error:

@@ -53,6 +53,7 @@ MENU: tuple[Dish, ...] = (
 # What those who propose a policy would launch, the paper first.
 RIVALS: tuple[Dish, ...] = (("opara", "opara", None), ("nimble", "opara", None), ("wavefront", "opara", None))
 RANDOM_CANDIDATES = 240
+PATIENCE = 10_000  # kernels placed to find candidates, all dishes together: of graphs larger than most, fewer are made
 FEW = 3  # candidates of several streams from which on one is tried with kernels that write in place, too
 NOISE = 1.005  # times the fastest: what is measured closer together changes places when measured again
 
@@ -87,7 +88,7 @@ def candidates(
     dishes: dict[tuple[object, ...], Dish] = {}
     rivals: set[tuple[object, ...]] = set()
     refused = False
-    for dish in MENU:
+    for dish in _dishes(len(graph)):
         built = _built(graph, profile, dish, streams)
         if built is None or built.streams <= 1:
             continue
@@ -138,6 +139,11 @@ def _rivals_in_front(ranked: Sequence[Schedule], rivals: Set[tuple[object, ...]]
     """`ranked` with those whose launches are among `rivals` brought forward, behind the `best` first."""
     rest = sorted(ranked[best:], key=lambda schedule: schedule.launches not in rivals)
     return [*ranked[:best], *rest]
+
+
+def _dishes(kernels: int) -> tuple[Dish, ...]:
+    """The first of `MENU`, as many as there is `PATIENCE` for, and `RIVALS`."""
+    return tuple(dict.fromkeys((*MENU[: PATIENCE // max(1, kernels)], *RIVALS)))
 
 
 def _fitted(graph: KernelGraph, schedule: Schedule, fit: Callable[[Schedule], Schedule | None]) -> Schedule | None:

@@ -28,11 +28,13 @@ class Workspaces:
     """What libraries need, in bytes. transient: by kernel, while it runs; product: per stream with products.
 
     replaced: True if kernels of this backend's stand for products, so that stock Inductor's would need `product`, too.
+    kept: by kernel, what it allocated beside and did not free: results, and the first time a stream's `product`.
     """
 
     transient: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     product: int = 0
     replaced: bool = False
+    kept: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NONE = Workspaces()
@@ -109,14 +111,14 @@ def is_product(kernel: Kernel) -> bool:
 
 
 def allocations(graph: KernelGraph, needed: Workspaces) -> Allocations:
-    """What the kernels of `graph` (sizes bound) allocate. A result of unknown size counts as nothing."""
+    """What the kernels of `graph` (sizes bound) allocate. Results of unknown size are as large as what was kept."""
     own = {b.name: b.nbytes for b in graph.buffers if b.kind == "intermediate" and not b.planned and b.part_of is None}
-    results: dict[int, list[tuple[str, int]]] = {}
+    results: dict[int, tuple[tuple[str, int], ...]] = {}
     users: dict[str, set[int]] = {}
     for index, kernel in enumerate(graph.kernels):
-        for name in kernel.writes:
-            if name in own and name not in users and isinstance(nbytes := own[name], int):
-                results.setdefault(index, []).append((name, nbytes))
+        makes = [name for name in dict.fromkeys(kernel.writes) if name in own and name not in users]
+        if makes:
+            results[index] = _sized(makes, own, needed.kept.get(index, 0), needed.product if is_product(kernel) else 0)
         for name in (*kernel.reads, *kernel.writes):
             whole = graph.buffer(name).part_of or name
             if whole in own:
@@ -128,7 +130,7 @@ def allocations(graph: KernelGraph, needed: Workspaces) -> Allocations:
         products=products,
         product=needed.product,
         spared=needed.product if needed.replaced and not products else 0,
-        results={kernel: tuple(makes) for kernel, makes in results.items()},
+        results=results,
         users={name: frozenset(kernels) for name, kernels in users.items() if name not in kept},
     )
 
@@ -137,6 +139,18 @@ def allowed(static_bytes: int, least: int, spared: int, extra: int) -> int:
     """Bytes that a schedule may take where one stream takes `least`, the model `static_bytes`, and stock Inductor's
     kernels would take `spared` beside: as much as they, or a tenth of all more, and `extra`."""
     return least + max(spared, int(MORE * (static_bytes + least)), segment_bytes(1)) + extra
+
+
+def _sized(
+    names: Sequence[str], known: Mapping[str, int | str | None], kept: int, product: int
+) -> tuple[tuple[str, int], ...]:
+    """Bytes of results of one kernel that kept so much; the first of unknown size stands for all of these."""
+    sizes = {name: nbytes if isinstance(nbytes := known[name], int) else 0 for name in names}
+    unknown = next((name for name in names if not isinstance(known[name], int)), None)
+    if unknown is not None:
+        rest = kept - sum(sizes.values())
+        sizes[unknown] = max(0, rest - product if rest >= product else rest)
+    return tuple(sizes.items())
 
 
 def pieces(graph: KernelGraph, needed: Workspaces) -> dict[int, int]:
@@ -157,29 +171,34 @@ def launched(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule], Sch
     return launch
 
 
-def fitting(
-    graph: KernelGraph, needed: Workspaces, static_bytes: int, extra: int
-) -> Callable[[Schedule], Schedule | None]:
-    """Makes of a schedule one whose kernels allocate no more than is `allowed`, arenas apart.
+def squeezing(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule, int], Schedule | None]:
+    """Makes of a schedule one whose kernels allocate at most so many bytes.
 
     That is the schedule itself if it may be launched so that it fits, else one with kernels that allocate much on fewer
     streams, where they take turns; None if that is not enough.
     """
     kernels, asked = allocations(graph, needed), pieces(graph, needed)
     large = frozenset(kernel for kernel, nbytes in asked.items() if nbytes > SMALL)
-    row = Schedule((0,) * len(graph), tuple(range(len(graph))), ((),) * len(graph))
-    most = allowed(static_bytes, sum(kernels.reserved(row).values()), kernels.spared, extra)
 
-    def fits(schedule: Schedule) -> bool:
-        return sum(kernels.reserved(schedule).values()) <= most
+    def squeezed(schedule: Schedule, most: int) -> Schedule | None:
+        def fits(one: Schedule) -> bool:
+            return sum(kernels.reserved(one).values()) <= most
 
-    def fit(schedule: Schedule) -> Schedule | None:
-        if fits(schedule):
-            return schedule
-        together = gathered(schedule, asked)
-        if fits(together):
+        if fits(schedule) or fits(together := gathered(schedule, asked)):
             return schedule
         found = on_fewer_streams(together, large, asked, fits)
-        return None if found is None else replace(found, policy=f"{schedule.policy}, {LESS}")
+        if found is None or schedule.policy.endswith(LESS):
+            return found
+        return replace(found, policy=f"{schedule.policy}, {LESS}")
 
-    return fit
+    return squeezed
+
+
+def fitting(
+    graph: KernelGraph, needed: Workspaces, static_bytes: int, extra: int
+) -> Callable[[Schedule], Schedule | None]:
+    """`squeezing` to what is `allowed`, were it not for arenas."""
+    kernels, squeezed = allocations(graph, needed), squeezing(graph, needed)
+    row = Schedule((0,) * len(graph), tuple(range(len(graph))), ((),) * len(graph))
+    most = allowed(static_bytes, sum(kernels.reserved(row).values()), kernels.spared, extra)
+    return lambda schedule: squeezed(schedule, most)

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from opara_backend.execution import candidates, winners
-from opara_backend.execution.candidates import HELD_TWICE, LEAST, MORE_ARENA, Memory, capture_best, state_kept
+from opara_backend.execution.affordable import MORE_ARENA
+from opara_backend.execution.candidates import HELD_TWICE, LEAST, Memory, capture_best, state_kept
 from opara_backend.execution.host import Plan
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime

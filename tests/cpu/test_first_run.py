@@ -18,6 +18,7 @@ from opara_backend.execution import cuda_graph, first_run, host
 from opara_backend.execution.first_run import ROOM, leaves_nothing
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.kernel_graph import KernelGraph
+from opara_backend.scheduling.workspaces import Workspaces
 from tests.arguments import normal
 from tests.replayed import Replayed, replayed
 from tests.strategies import graph_with_edges
@@ -104,11 +105,11 @@ class Stream:
 
 @dataclass
 class World:
-    """A device that is not there. freed: what the allocator says, each time it is asked."""
+    """A device that is not there. counted: what the allocator says, each time it is asked: allocated, freed."""
 
     events: list[str] = field(default_factory=list)
     pools: list[weakref.ref[Any]] = field(default_factory=list)
-    freed: list[int] = field(default_factory=list)
+    counted: list[tuple[int, int]] = field(default_factory=list)
     failing: bool = False
 
     def make_pool(self) -> Any:
@@ -152,7 +153,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(
         torch.cuda,
         "memory_stats_as_nested_dict",
-        lambda device: {"allocated_bytes": {"all": {"freed": world.freed.pop(0)}}},
+        lambda device: {
+            "allocated_bytes": {"all": dict(zip(("allocated", "freed"), world.counted.pop(0), strict=True))}
+        },
     )
     monkeypatch.setattr(first_run, "private_streams", lambda device, count: [ours])
     monkeypatch.setattr(
@@ -163,13 +166,15 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def test_the_run_is_in_order_with_the_callers_and_leaves_no_workspaces(world: World) -> None:
     """The host waits before the pool's memory is freed: outputs are copied out of it."""
-    world.freed = [100, 100 + 3 * 2**20]
+    world.counted = [(1000, 100), (1000 + 5 * 2**20, 100 + 3 * 2**20)]
     seen = world.observe("extern_kernels.convolution")
     assert world.events == [
         *("in the pool", "ours waits for the caller's", "in ours", "kernel", "the caller's waits for ours"),
         *("the host waits for the caller's", "forget ours"),
     ]
-    assert seen.metered == {0: 3 * 2**20}, "allocated by the kernel and freed: its workspace"
+    program = SimpleNamespace(rewrites=("fuse_gemv",))
+    needed = first_run.workspaces(program, seen, 7)  # type: ignore[arg-type]
+    assert needed == Workspaces({0: 3 * 2**20}, 7, True, {0: 2 * 2**20}), "its workspace, and its results"
     assert world.pools[0]() is None
 
 
@@ -189,7 +194,7 @@ def test_what_cannot_be_metered_is_not(world: World, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("broken", [False, True], ids=["a device that works", "a device that has failed"])
 def test_a_run_that_fails(world: World, broken: bool) -> None:
     """Where the device has failed the pool's destructor would end the process, and nobody see the exception."""
-    world.failing, world.freed = True, [0, 0]
+    world.failing, world.counted = True, [(0, 0), (0, 0)]
     torch.cuda.current_stream().broken = broken
     with pytest.raises(ZeroDivisionError):
         world.observe("extern_kernels.convolution")

@@ -192,7 +192,8 @@ def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_graph, "give_back_unused", lambda: None)
     monkeypatch.setattr(lane, "leaves_nothing", lambda graph: False)  # plain runs in memory as it comes
     monkeypatch.setattr(lane, "observe_metered", lambda program, graph, *more: host.observe(program, *more))
-    monkeypatch.setattr(lane, "workspaces", lambda graph, seen: NONE)
+    monkeypatch.setattr(lane, "workspaces", lambda program, seen, product: NONE)
+    monkeypatch.setattr(lane, "cublas_workspace_bytes", lambda device: 0)
 
 
 def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (), **options: object) -> CudaLane:

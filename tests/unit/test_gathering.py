@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.gathering import gathered, library_kernels
+from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams
 from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from tests.strategies import graph_with_edges, scheduled_graphs
 
@@ -139,3 +139,31 @@ def test_streams_of_libraries_are_left_to_the_way_to_the_next_of_them() -> None:
     found = gathered(schedule, calls({0, 4}))
     assert found.stream == (0, 1, 1, 0, 0, 0)
     assert found.wait_count == schedule.wait_count
+
+
+@given(problems(), st.integers(1, 8))
+def test_on_fewer_streams_nothing_is_forgotten(
+    problem: tuple[KernelGraph, Schedule, Mapping[int, int]], most: int
+) -> None:
+    """Library kernels on at most so many streams: what happened before something still does, others are not moved."""
+    graph, schedule, libraries = problem
+    found = on_fewer_streams(schedule, libraries, libraries, lambda one: len(used_by(one, libraries)) <= most)
+    before = len(used_by(schedule, libraries))
+    assert (found is None) == (before < 2), "on one stream it fits"
+    if found is None:
+        return
+    verify(graph, found)
+    assert (found.order, found.policy) == (schedule.order, schedule.policy)
+    assert len(used_by(found, libraries)) == max(1, min(most, before - 1))
+    old, new = happens_before(schedule), happens_before(found)
+    pairs = [(one, other) for one in range(len(graph)) for other in range(len(graph))]
+    assert all(new.ordered(*pair) for pair in pairs if old.ordered(*pair))
+    others = [kernel for kernel in range(len(graph)) if kernel not in libraries]
+    together = [(one, other) for one in others for other in others if schedule.stream[one] == schedule.stream[other]]
+    assert all(found.stream[one] == found.stream[other] for one, other in together)
+
+
+def test_those_that_ask_for_most_come_first() -> None:
+    """So that schedules captured on the same streams share what is reserved there."""
+    schedule = with_waits(graph_with_edges(3, []), (0, 1, 2), range(3))
+    assert gathered(schedule, {0: 1, 1: 5, 2: 3}).stream == (2, 0, 1)

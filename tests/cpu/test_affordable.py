@@ -1,0 +1,123 @@
+"""Schedules planned within bounds of memory, alone and together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opara_backend.execution.affordable import MORE_ARENA, affordable
+from opara_backend.execution.host import Plan
+from opara_backend.kernel_graph import KernelGraph
+from opara_backend.memory import plan_memory
+from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling.policies import build, in_a_row
+from opara_backend.scheduling.schedule import Schedule, verify, with_waits
+from opara_backend.scheduling.segments import segment_bytes
+from opara_backend.scheduling.workspaces import Workspaces, allocations, allowed
+from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
+from tests.strategies import ORDERS, POLICIES, graph_with_edges
+
+MIB = 1 << 20
+
+
+def planner(graph: KernelGraph, profile: Profile, arena: int = 0) -> tuple[list[Schedule], Callable[[Schedule], Plan]]:
+    """Schedules of `graph` as they are planned, and what plans them. arena: bytes a stream, if not the plan's own."""
+    seen: list[Schedule] = []
+
+    def plan_of(schedule: Schedule) -> Plan:
+        verify(graph, schedule)
+        seen.append(schedule)
+        memory = plan_memory(graph, schedule)
+        if arena:
+            memory = replace(memory, arena_bytes=arena * schedule.streams)
+        return Plan(graph, profile, schedule, memory)
+
+    return seen, plan_of
+
+
+def convolutions(count: int) -> KernelGraph:
+    """Kernels of a library side by side, between a kernel that they read and one that reads them."""
+    graph = graph_with_edges(
+        count + 2, [(0, k) for k in range(1, count + 1)] + [(k, count + 1) for k in range(1, count + 1)]
+    )
+    calls = {*range(1, count + 1)}
+    kernels = (
+        replace(k, kind="extern", call="convolution_out") if i in calls else k for i, k in enumerate(graph.kernels)
+    )
+    return replace(graph, kernels=tuple(kernels))
+
+
+FOUR = convolutions(4)
+PROFILE = Profile(tuple(kernel(5e-6, 20) for _ in FOUR.kernels), GPU)
+APART = build(FOUR, PROFILE, policy="nimble", launch_order="program", streams=4)
+NEEDED = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB))
+
+
+@pytest.mark.parametrize(("extra", "streams"), [(0, 1), (20, 2), (40, 3), (60, 4)])
+def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra: int, streams: int) -> None:
+    """Each stream with a convolution takes 20 MiB; other kernels stay where they are."""
+    _, plan_of = planner(FOUR, PROFILE)
+    found = affordable(plan_of, FOUR, [in_a_row(FOUR, PROFILE), APART], NEEDED, 0, extra * MIB)
+    used = [len({one.plan.schedule.stream[k] for k in NEEDED.transient}) for one in found]
+    assert used == ([1] if streams == 1 else [1, streams]), "on one stream there is nothing else to run beside"
+
+
+def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
+    """Of 60 MiB more, which convolutions on four streams would take, an arena of four streams takes 30."""
+    _, plan_of = planner(FOUR, PROFILE, arena=10 * MIB)
+    schedules = [in_a_row(FOUR, PROFILE), APART]
+    for extra, most in ((60, 2), (90, 4)):
+        found = affordable(plan_of, FOUR, schedules, NEEDED, 0, extra * MIB)
+        assert [len({one.plan.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
+
+
+def test_candidates_share_what_they_take_stream_by_stream() -> None:
+    """Two schedules of two convolutions side by side: together they take more if these are on other streams."""
+    row = in_a_row(FOUR, PROFILE)
+    first = with_waits(FOUR, (0, 0, 1, 0, 1, 0), range(6))
+    same = with_waits(FOUR, (0, 1, 0, 0, 1, 0), range(6))
+    other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
+    _, plan_of = planner(FOUR, PROFILE)
+    found = affordable(plan_of, FOUR, [row, first, other, same], NEEDED, 0, 20 * MIB)
+    assert [one.plan.schedule for one in found] == [row, first, same]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Scheduled, list[Schedule], Workspaces]:
+    """A graph, schedules of it, one stream first, and what its libraries need."""
+    graph, profile, schedule = draw(gpu_schedules())
+    calls = draw(st.sets(st.integers(0, 30)))
+    kernels = (
+        replace(k, kind="extern", call="extern_kernels.mm") if i in calls else k for i, k in enumerate(graph.kernels)
+    )
+    graph = replace(graph, kernels=tuple(kernels))
+    made = draw(st.lists(st.tuples(st.sampled_from(POLICIES), st.sampled_from(ORDERS), st.integers(2, 8)), max_size=4))
+    schedules = [build(graph, profile, policy=p, launch_order=o, streams=s) for p, o, s in made]
+    transient = {k: (k + 1) * MIB for k in calls if k < len(graph) and k % 3 == 0}
+    needed = Workspaces(transient, draw(st.sampled_from([0, 32])) * MIB)
+    return (graph, profile, schedule), [in_a_row(graph, profile), schedule, *schedules], needed
+
+
+@given(problems(), st.sampled_from([0, 100, 1000]), st.sampled_from([0, 20, 32, 100]))
+def test_neither_one_nor_all_together_exceed_what_is_allowed(
+    problem: tuple[Scheduled, list[Schedule], Workspaces], static: int, extra: int
+) -> None:
+    (graph, profile, _), schedules, needed = problem
+    seen, plan_of = planner(graph, profile)
+    found = affordable(plan_of, graph, schedules, needed, static * MIB, extra * MIB)
+    assert found[0].plan.schedule == schedules[0], "one stream always may"
+    assert all(one.plan.schedule in seen for one in found)
+    kernels = allocations(graph, needed)
+    most = allowed(static * MIB, found[0].reserved, kernels.spared, extra * MIB)
+    largest = found[0].arena + max(MORE_ARENA, (static * MIB + found[0].arena) // 10)
+    together: dict[int, int] = {}
+    for one in found:
+        assert dict(one.pool) == kernels.reserved(one.plan.schedule, one.plan.memory.releases)
+        together |= {s: max(together.get(s, 0), nbytes) for s, nbytes in one.pool.items()}
+    widest = max(one.arena for one in found)
+    assert widest <= largest
+    assert len(found) == 1 or segment_bytes(widest) + sum(together.values()) <= most
