@@ -126,7 +126,7 @@ def capture(
 
 
 class _Workspaces:
-    """When cuBLAS workspaces of all threads were last forgotten, by `time.monotonic`; guarded by `EXCLUSIVE`."""
+    """When cuBLAS workspaces that may be others' were last forgotten, by `time.monotonic`; guarded by `EXCLUSIVE`."""
 
     forgotten = -math.inf
 
@@ -137,9 +137,20 @@ _WORKSPACES = _Workspaces()
 def give_up_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
     """Let library workspaces of `streams` belong to the graphs captured there, and to nobody else."""
     with EXCLUSIVE:  # nobody captures meanwhile
+        if upstream.clears_cublas_workspaces_by_stream():
+            upstream.clear_cublas_workspaces(streams)
+            return
+        before = _blocks_outside_pools()
         upstream.clear_cublas_workspaces(streams)
-        if not upstream.clears_cublas_workspaces_by_stream():
+        if before - _blocks_outside_pools():  # else all that went was of captured graphs, which nobody else launches
             _WORKSPACES.forgotten = time.monotonic()
+
+
+def _blocks_outside_pools() -> set[int]:
+    """Addresses of what is allocated, but for memory pools: workspaces of calls outside captures are among it."""
+    segments: Any = torch.cuda.memory_snapshot()
+    blocks = (block for s in segments if tuple(s["segment_pool_id"]) == (0, 0) for block in s["blocks"])
+    return {block["address"] for block in blocks if block["state"] == "active_allocated"}
 
 
 def give_back_unused() -> None:

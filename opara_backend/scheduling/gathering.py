@@ -44,6 +44,11 @@ def gathered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
     return _renumbered(schedule, stream, direct, libraries)
 
 
+def renumbered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
+    """`schedule` as it is, its streams numbered as `gathered` numbers them."""
+    return _renumbered(schedule, schedule.stream, _direct(schedule), libraries)
+
+
 def on_fewer_streams(
     schedule: Schedule, moved: Collection[int], libraries: Mapping[int, int], fits: Callable[[Schedule], bool]
 ) -> Schedule | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from opara_backend.kernel_graph import Kernel, KernelGraph
-from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams
+from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams, renumbered
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.segments import SMALL, Block, Pool, segment_bytes
 
@@ -164,9 +164,8 @@ def launched(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule], Sch
     kernels, asked = allocations(graph, needed), pieces(graph, needed)
 
     def launch(schedule: Schedule) -> Schedule:
-        together = gathered(schedule, asked)
-        before, after = (sum(kernels.reserved(each).values()) for each in (schedule, together))
-        return together if after <= before else schedule
+        together, apart = gathered(schedule, asked), renumbered(schedule, asked)
+        return min((together, apart), key=lambda each: sum(kernels.reserved(each).values()))
 
     return launch
 

@@ -33,14 +33,39 @@ def given_back(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def segment(pool: tuple[int, int], *states: str) -> dict[str, Any]:
+    """One of `torch.cuda.memory_snapshot`, its blocks in these states."""
+    blocks = [{"address": 512 * place, "state": state} for place, state in enumerate(states)]
+    return {"segment_pool_id": pool, "blocks": blocks}
+
+
+HELD, FREED = segment((0, 0), "active_allocated"), segment((0, 0), "inactive")
+GRAPHS_HELD, GRAPHS_FREED = segment((0, 1), "active_allocated"), segment((0, 1), "inactive")
+
+
 @pytest.mark.parametrize(
-    ("by_stream", "expected"),
-    [(True, ["all", "all", "all"]), (False, ["all", "of graphs", "all"])],
-    ids=["of one stream", "of all threads"],
+    ("by_stream", "before", "after", "expected"),
+    [
+        (True, [], [], ["all", "all", "all"]),
+        (False, [HELD], [FREED], ["all", "of graphs", "all"]),
+        (False, [HELD], [segment((0, 0), "active_pending_free")], ["all", "of graphs", "all"]),
+        (False, [HELD], [HELD], ["all", "all", "all"]),
+        (False, [HELD, GRAPHS_HELD], [HELD, GRAPHS_FREED], ["all", "all", "all"]),
+        (False, [FREED], [HELD], ["all", "all", "all"]),
+    ],
+    ids=["of one stream", "somebody's", "in use still", "nobody's", "a graph's", "another block came"],
 )
 def test_after_workspaces_were_forgotten(
-    given_back: list[str], monkeypatch: pytest.MonkeyPatch, by_stream: bool, expected: list[str]
+    given_back: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    by_stream: bool,
+    before: list[Any],
+    after: list[Any],
+    expected: list[str],
 ) -> None:
+    """What may be another thread's workspace stays mapped until that has surely launched what works in it."""
+    snapshots = [before, after]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshots.pop(0))
     now = [100.0]
     monkeypatch.setattr(cuda_graph.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(upstream, "clears_cublas_workspaces_by_stream", lambda: by_stream)

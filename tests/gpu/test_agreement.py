@@ -47,7 +47,7 @@ def test_model(name: str, dtype: torch.dtype) -> None:
     first = tuple(cast(x, dtype) for x in entry.inputs(1))
     other = tuple(x * 0.5 if x.is_floating_point() else x for x in first)
     with torch.inference_mode(), collect() as records:
-        call = torch.compile(model, backend="opara", fullgraph=True)
+        call = torch.compile(model, backend="opara", fullgraph=True, options={"policy": "opara"})
         for inputs in (first, first, other, first):
             assert_agrees(call(*inputs), model(*inputs), dtype)
     assert_captured(records, streams=2)

@@ -36,7 +36,7 @@ def test_linear_layers_of_one_row(bias: bool, summed: int, columns: int, dtype: 
         eager = layer(x)
     (record,) = records
     assert record.replays == 1
-    assert not any("extern" in name for name in calls(record))
+    assert not [name for name in calls(record) if "extern" in name], record.rewrites
     worst = max((eager - exact).abs().max().item(), torch.finfo(dtype).eps * exact.abs().max().item())
     assert (result - exact.relu()).abs().max().item() <= 1.5 * worst
 

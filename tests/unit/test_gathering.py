@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams
+from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams, renumbered
 from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from tests.strategies import graph_with_edges, scheduled_graphs
 
@@ -166,4 +166,16 @@ def test_on_fewer_streams_nothing_is_forgotten(
 def test_those_that_ask_for_most_come_first() -> None:
     """So that schedules captured on the same streams share what is reserved there."""
     schedule = with_waits(graph_with_edges(3, []), (0, 1, 2), range(3))
-    assert gathered(schedule, {0: 1, 1: 5, 2: 3}).stream == (2, 0, 1)
+    for numbered in (gathered, renumbered):
+        assert numbered(schedule, {0: 1, 1: 5, 2: 3}).stream == (2, 0, 1)
+
+
+@given(problems())
+def test_numbers_alone_change_nothing_but_numbers(problem: tuple[KernelGraph, Schedule, Mapping[int, int]]) -> None:
+    graph, schedule, libraries = problem
+    found = renumbered(schedule, libraries)
+    verify(graph, found)
+    assert len({*zip(schedule.stream, found.stream, strict=True)}) == len({*schedule.stream}) == len({*found.stream})
+    before, after = happens_before(schedule), happens_before(found)
+    pairs = [(one, other) for one in range(len(graph)) for other in range(len(graph))]
+    assert [before.ordered(*pair) for pair in pairs] == [after.ordered(*pair) for pair in pairs]
