@@ -85,10 +85,10 @@ ACCEPTED: Mapping[str, _Accepts] = {
     "streams": _Accepts("at most this many CUDA streams", low=1, high=128),
     "candidates": _Accepts("schedules tried on the GPU with policy auto, one stream included", low=1, high=256),
     "search_seconds": _Accepts(
-        "about how long profiling and trying them may take; up to four are tried anyway", low=0.0, high=3600.0
+        "about how long profiling and trying them may take; up to three are tried anyway", low=0.0, high=3600.0
     ),
     "extra_memory": _Accepts(
-        "MiB that a schedule may take beyond a tenth more than one stream, model and workspaces of libraries included",
+        "MiB that a schedule tried may take beyond a tenth more than one stream takes, model and workspaces included",
         low=0,
         high=1 << 20,
     ),

@@ -6,20 +6,21 @@ Must not change: anything. Pure but for the log.
 An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged at
 every call may all be so at its beginning, which takes an arena as large as themselves, and is hardly ever fastest.
 Arena and what kernels allocate may together take what is `allowed`; a schedule that exceeds it is tried with those
-kernels that allocate much on fewer streams. Candidates share an arena and, on each stream, what the allocator reserved.
+kernels that allocate on fewer streams. Candidates share an arena and a memory pool: each is captured into what those
+before it have left there, segments cut for them and workspaces of cuBLAS's.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from opara_backend.execution.host import Plan
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.segments import segment_bytes
-from opara_backend.scheduling.workspaces import Workspaces, allocations, allowed, squeezing
+from opara_backend.scheduling.workspaces import Pools, Workspaces, allocations, allowed, launched, squeezing
 
 log = logging.getLogger(__name__)
 
@@ -28,22 +29,20 @@ log = logging.getLogger(__name__)
 MORE_ARENA = 32 << 20
 
 
+TRIES = 3  # at what a schedule that takes too much could be made of
+
+
 @dataclass(frozen=True)
 class Affordable:
-    """A plan, and bytes it takes: by stream, what its kernels allocate, as the allocator reserves it."""
+    """A plan, and bytes it takes. reserved: by the allocator, for its arena and for what its kernels allocate."""
 
     plan: Plan
-    pool: Mapping[int, int]
+    reserved: int
 
     @property
     def arena(self) -> int:
         """Bytes of its arena."""
         return self.plan.memory.arena_bytes
-
-    @property
-    def reserved(self) -> int:
-        """Bytes the allocator reserves for all of it."""
-        return _reserved(self.arena, self.pool)
 
 
 def affordable(
@@ -58,34 +57,44 @@ def affordable(
 
     static_bytes: of arguments read where they lie. extra: bytes that may be taken beyond what always may.
     """
-    kernels, squeezed = allocations(graph, needed), squeezing(graph, needed)
+    kernels, squeezed, launch = allocations(graph, needed), squeezing(graph, needed), launched(graph, needed)
 
     def placed(schedule: Schedule) -> Affordable:
         plan = plan_of(schedule)
-        return Affordable(plan, kernels.reserved(schedule, plan.memory.releases))
+        pool = kernels.captured(schedule, plan.memory.releases, Pools()).reserved
+        return Affordable(plan, segment_bytes(plan.memory.arena_bytes) + pool)
+
+    def made_to_fit(one: Affordable, most: int) -> Affordable:
+        """Fewer streams each time: arenas, and when results are dropped, are not known before a schedule is planned."""
+        for _ in range(TRIES):
+            if one.reserved <= most:
+                break
+            smaller = squeezed(one.plan.schedule, most - segment_bytes(one.arena))
+            if smaller is None or smaller.streams <= 1:
+                break
+            one = placed(launch(smaller))
+        return one
 
     found: list[Affordable] = []
+    tried: set[tuple[object, ...]] = set()
     arena = largest = most = 0
-    shared: dict[int, int] = {}
+    shared = Pools()
     for schedule in schedules:
         one = placed(schedule)
         if not found:
             largest = one.arena + max(MORE_ARENA, (static_bytes + one.arena) // 10)
             most = allowed(static_bytes, one.reserved, kernels.spared, extra)
-        elif one.reserved > most:
-            smaller = squeezed(schedule, most - segment_bytes(one.arena))
-            if smaller is not None and smaller.streams > 1 and smaller.launches != schedule.launches:
-                one = placed(smaller)
+        else:
+            one = made_to_fit(one, most)
+        if one.plan.schedule.launches in tried:
+            continue
         widest = max(arena, one.arena)
-        together = {stream: max(shared.get(stream, 0), one.pool.get(stream, 0)) for stream in {*shared, *one.pool}}
-        if widest <= largest and _reserved(widest, together) <= most:
+        together = kernels.captured(one.plan.schedule, one.plan.memory.releases, shared)
+        if not found or (widest <= largest and segment_bytes(widest) + together.reserved <= most):
             found.append(one)
+            tried.add(one.plan.schedule.launches)
             arena, shared = widest, together
         else:
             made = one.plan.schedule.policy
-            log.info("not tried: schedule %s, arena of %d bytes, %d allocated", made, one.arena, sum(one.pool.values()))
+            log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, one.arena, one.reserved)
     return found
-
-
-def _reserved(arena: int, pool: Mapping[int, int]) -> int:
-    return segment_bytes(arena) + sum(pool.values())

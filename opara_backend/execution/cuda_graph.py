@@ -140,17 +140,29 @@ def give_up_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
         if upstream.clears_cublas_workspaces_by_stream():
             upstream.clear_cublas_workspaces(streams)
             return
-        before = _blocks_outside_pools()
+        if torch.cuda.get_allocator_backend() != "native":  # others do not say what they hold
+            upstream.clear_cublas_workspaces(streams)
+            _WORKSPACES.forgotten = time.monotonic()
+            return
+        freed, before = _freed(), _blocks_of_pools()
         upstream.clear_cublas_workspaces(streams)
-        if before - _blocks_outside_pools():  # else all that went was of captured graphs, which nobody else launches
+        after = _blocks_of_pools()
+        gone = sum(nbytes for address, nbytes in before.items() if address not in after)
+        if _freed() - freed > gone:  # else what went was of captured graphs, which nobody else launches
             _WORKSPACES.forgotten = time.monotonic()
 
 
-def _blocks_outside_pools() -> set[int]:
-    """Addresses of what is allocated, but for memory pools: workspaces of calls outside captures are among it."""
+def _freed() -> int:
+    """Bytes freed so far on all devices; whatever anybody freed meanwhile counts as a workspace."""
+    counted = (torch.cuda.memory_stats_as_nested_dict(index) for index in range(torch.cuda.device_count()))
+    return sum(stats["allocated_bytes"]["all"]["freed"] for stats in counted if stats)
+
+
+def _blocks_of_pools() -> dict[int, int]:
+    """Bytes of what is allocated from memory pools, by address."""
     segments: Any = torch.cuda.memory_snapshot()
-    blocks = (block for s in segments if tuple(s["segment_pool_id"]) == (0, 0) for block in s["blocks"])
-    return {block["address"] for block in blocks if block["state"] == "active_allocated"}
+    blocks = (block for s in segments if tuple(s["segment_pool_id"]) != (0, 0) for block in s["blocks"])
+    return {block["address"]: block["size"] for block in blocks if block["state"] == "active_allocated"}
 
 
 def give_back_unused() -> None:

@@ -137,8 +137,10 @@ class Runtime:
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
         launch = launched(graph, needed)
-        asked = map(launch, self._as_asked(graph, profile, near, needed, static_bytes))
-        return tuple({schedule.launches: schedule for schedule in asked}.values())
+        found: dict[tuple[object, ...], Schedule] = {}
+        for schedule in map(launch, self._as_asked(graph, profile, near, needed, static_bytes)):
+            found.setdefault(schedule.launches, schedule)
+        return tuple(found.values())
 
     def _as_asked(
         self, graph: KernelGraph, profile: Profile, near: Schedule | None, needed: Workspaces, static_bytes: int

@@ -1,8 +1,8 @@
 """The same schedule with library kernels on fewer streams: where its happens-before allows, or as few as must be.
 
 Takes: a Schedule and which of its kernels call libraries. Gives: a Schedule of the same launch order on no more
-streams, those with library kernels first. Must not change: which kernels happen before which; `gathered` also not which
-may run side by side. Imports no torch. Deterministic.
+streams, those with library kernels first. Must not change: that what happened before something still does; but for
+`on_fewer_streams`, nothing else does. Imports no torch. Deterministic.
 
 Libraries keep memory per stream: a workspace of cuBLAS's (32 MiB on Hopper GPUs), and what cuDNN works in, which the
 allocator hands back only to the stream it came from. A captured graph knows no streams, only kernels and the edges

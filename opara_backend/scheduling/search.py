@@ -53,7 +53,7 @@ MENU: tuple[Dish, ...] = (
 # What those who propose a policy would launch, the paper first.
 RIVALS: tuple[Dish, ...] = (("opara", "opara", None), ("nimble", "opara", None), ("wavefront", "opara", None))
 RANDOM_CANDIDATES = 240
-PATIENCE = 10_000  # kernels placed to find candidates, all dishes together: of graphs larger than most, fewer are made
+PATIENCE = 10_000  # kernels placed to find candidates, all dishes but `RIVALS` together: large graphs have fewer made
 FEW = 3  # candidates of several streams from which on one is tried with kernels that write in place, too
 NOISE = 1.005  # times the fastest: what is measured closer together changes places when measured again
 
@@ -88,7 +88,8 @@ def candidates(
     dishes: dict[tuple[object, ...], Dish] = {}
     rivals: set[tuple[object, ...]] = set()
     refused = False
-    for dish in _dishes(len(graph)):
+    dishes_made = _dishes(len(graph))
+    for dish in dishes_made:
         built = _built(graph, profile, dish, streams)
         if built is None or built.streams <= 1:
             continue
@@ -99,7 +100,8 @@ def candidates(
             dishes.setdefault(schedule.launches, dish)
             if dish in RIVALS:
                 rivals.add(schedule.launches)
-    if others and not refused:  # else there is nothing to run side by side, or hardly anything fits
+    # Else there is nothing to run side by side, or hardly anything fits, or no time for more.
+    if others and not refused and len(dishes_made) == len(MENU):
         for schedule in _random(graph, profile, streams):
             if len(others) >= count - 1:
                 break
@@ -128,7 +130,7 @@ def candidates(
 def kept(candidates: Sequence[Schedule], nbytes: Sequence[int], seconds: Sequence[float]) -> int:
     """Which candidate to keep: of those as fast as the fastest, the one that takes the least memory.
 
-    nbytes: of each one's arena and of workspaces of libraries. seconds: measured, per replay.
+    nbytes: that each one takes. seconds: measured, per replay.
     """
     fastest = min(seconds)
     alike = [i for i in range(len(seconds)) if seconds[i] <= NOISE * fastest]

@@ -2,29 +2,35 @@
 
 Takes: allocations and frees in order. Gives: bytes it has reserved. Must not change: anything. Imports no torch.
 
-As of `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.14), its settings left alone: blocks of up to 1 MiB are cut
-from segments of 2 MiB, larger ones from segments of 20 MiB, those of 10 MiB and more get a segment of their own. The
-smallest free block that is large enough is taken, and cut if more than a sliver is left; neighbours that are free are
-one. A segment is never given back while its pool lives.
+As of `c10/cuda/CUDACachingAllocator.cpp` (torch 2.11 to 2.14), its settings left alone. The smallest free block that is
+large enough is taken, and cut if more than a sliver is left; neighbours that are free are one. Where there is none, a
+segment is reserved: 2 MiB for a block of up to 1 MiB, 20 MiB for one below 10, else what it takes itself. Small blocks
+and large ones are never of one segment. A segment is never given back while its pool lives.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 GRAIN, SMALL, LARGE = 512, 1 << 20, 10 << 20
 _SMALL_SEGMENT, _LARGE_SEGMENT, _ROUND = 2 << 20, 20 << 20, 2 << 20
 
 
 @dataclass(eq=False)
+class Segment:
+    """Blocks side by side. small: True if it is for small ones."""
+
+    small: bool
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class Block:
-    """A piece of a segment. small: of one for small blocks; before, behind: its neighbours there."""
+    """A piece of a segment: its bytes, and whether it is free."""
 
     nbytes: int
-    small: bool
-    free: bool = False
-    before: Block | None = None
-    behind: Block | None = None
+    segment: Segment
+    free: bool = True
 
 
 def segment_bytes(nbytes: int) -> int:
@@ -36,52 +42,58 @@ def segment_bytes(nbytes: int) -> int:
 
 
 class Pool:
-    """What one stream has of a memory pool. reserved: bytes, all segments."""
+    """What one stream has of a memory pool."""
 
     def __init__(self) -> None:
-        self.reserved = 0
-        self._free: list[Block] = []
+        self._segments: list[Segment] = []
+
+    @property
+    def reserved(self) -> int:
+        """Bytes of all segments."""
+        return sum(block.nbytes for segment in self._segments for block in segment.blocks)
+
+    def copy(self) -> Pool:
+        """Another that is the same from here on; blocks in use stay so there."""
+        made = Pool()
+        for segment in self._segments:
+            alike = Segment(segment.small)
+            alike.blocks += [Block(block.nbytes, alike, block.free) for block in segment.blocks]
+            made._segments.append(alike)
+        return made
 
     def allocate(self, nbytes: int) -> Block:
         """A block of at least `nbytes`; nothing is reserved for none."""
         if not nbytes:
-            return Block(0, True)
+            return Block(0, Segment(True), False)
         rounded = -(-nbytes // GRAIN) * GRAIN
         small = rounded <= SMALL
-        fits = [block for block in self._free if block.small == small and block.nbytes >= rounded]
-        if fits:
-            block = min(fits, key=lambda block: block.nbytes)
-            self._free.remove(block)
-        else:
-            block = Block(segment_bytes(rounded), small)
-            self.reserved += block.nbytes
-        block.free = False
+        fitting = (
+            (block.nbytes, number, place)
+            for number, segment in enumerate(self._segments)
+            if segment.small == small
+            for place, block in enumerate(segment.blocks)
+            if block.free and block.nbytes >= rounded
+        )
+        _, number, place = min(fitting, default=(0, -1, 0))
+        if number < 0:
+            self._segments.append(made := Segment(small))
+            made.blocks.append(Block(segment_bytes(rounded), made))
+        segment = self._segments[number]
+        block = segment.blocks[place]
         left = block.nbytes - rounded
         if left >= GRAIN if small else left > SMALL:
-            rest = Block(left, small, free=True, before=block, behind=block.behind)
-            if rest.behind is not None:
-                rest.behind.before = rest
-            block.nbytes, block.behind = rounded, rest
-            self._free.append(rest)
+            block.nbytes = rounded
+            segment.blocks.insert(place + 1, Block(left, segment))
+        block.free = False
         return block
 
     def free(self, block: Block) -> None:
         """Take back a block that `allocate` gave."""
-        if not block.nbytes:
-            return
         block.free = True
-        for first, second in ((block.before, block), (block, block.behind)):
-            if first is None or second is None or not (first.free and second.free):
-                continue
-            other = first if second is block else second
-            self._free.remove(other)
-            block.nbytes += other.nbytes
-            if other is first:
-                block.before = other.before
-                if block.before is not None:
-                    block.before.behind = block
+        merged: list[Block] = []
+        for one in block.segment.blocks:
+            if merged and one.free and merged[-1].free:
+                merged[-1].nbytes += one.nbytes
             else:
-                block.behind = other.behind
-                if block.behind is not None:
-                    block.behind.before = block
-        self._free.append(block)
+                merged.append(one)
+        block.segment.blocks[:] = merged

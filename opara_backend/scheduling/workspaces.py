@@ -42,6 +42,23 @@ LESS = "less memory"  # said of the policy of a schedule that was made to fit
 
 
 @dataclass(frozen=True)
+class Pools:
+    """A memory pool of the allocator's: what each stream has of it, and streams on which cuBLAS keeps a workspace."""
+
+    of: dict[int, Pool] = field(default_factory=dict)
+    products: set[int] = field(default_factory=set)
+
+    @property
+    def reserved(self) -> int:
+        """Bytes, all streams together."""
+        return sum(pool.reserved for pool in self.of.values())
+
+    def copy(self) -> Pools:
+        """Another that is the same from here on."""
+        return Pools({stream: pool.copy() for stream, pool in self.of.items()}, {*self.products})
+
+
+@dataclass(frozen=True)
 class Allocations:
     """What the kernels of a graph allocate, in bytes.
 
@@ -63,19 +80,22 @@ class Allocations:
         return max(self.transient.get(kernel, 0), self.product if kernel in self.products else 0, *pieces, 0)
 
     def reserved(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
-        """Bytes reserved on each stream when `schedule` is captured.
+        """Bytes reserved on each stream when `schedule` is captured alone; see `captured`."""
+        return {stream: pool.reserved for stream, pool in self.captured(schedule, releases, Pools()).of.items()}
+
+    def captured(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None, pools: Pools) -> Pools:
+        """`pools` behind a capture of `schedule`, all of whose results are given up in the end.
 
         releases: results dropped before each launch, as a memory plan has them; by default each is behind its last
         user, which is as soon as can be. O(kernels x blocks on a stream).
         """
-        pools: dict[int, Pool] = {}
+        found = pools.copy()
         blocks: dict[str, tuple[Pool, Block]] = {}
         waiting = {name: len(users) for name, users in self.users.items()}
         touched: dict[int, list[str]] = {}
         for name, users in self.users.items() if releases is None else ():
             for kernel in users:
                 touched.setdefault(kernel, []).append(name)
-        kept: set[int] = set()
 
         def free(name: str) -> None:
             if name in blocks:
@@ -88,18 +108,20 @@ class Allocations:
             stream = schedule.stream[kernel]
             makes, transient = self.results.get(kernel, ()), self.transient.get(kernel, 0)
             if makes or transient or kernel in self.products:
-                pool = pools.setdefault(stream, Pool())
+                pool = found.of.setdefault(stream, Pool())
                 for name, nbytes in makes:
                     blocks[name] = pool, pool.allocate(nbytes)
-                if kernel in self.products and stream not in kept:
-                    kept.add(stream)
+                if kernel in self.products and stream not in found.products:
+                    found.products.add(stream)
                     pool.allocate(self.product)
                 pool.free(pool.allocate(transient))
             for name in touched.get(kernel, ()):
                 waiting[name] -= 1
                 if not waiting[name]:
                     free(name)
-        return {stream: pool.reserved for stream, pool in pools.items()}
+        for name in [*blocks]:
+            free(name)
+        return found
 
 
 def is_product(kernel: Kernel) -> bool:
@@ -112,19 +134,20 @@ def is_product(kernel: Kernel) -> bool:
 
 def allocations(graph: KernelGraph, needed: Workspaces) -> Allocations:
     """What the kernels of `graph` (sizes bound) allocate. Results of unknown size are as large as what was kept."""
+    products = frozenset(i for i, k in enumerate(graph.kernels) if needed.product and is_product(k))
+    first = min(products, default=-1)  # the one that cuBLAS allocated a workspace for when it was metered
     own = {b.name: b.nbytes for b in graph.buffers if b.kind == "intermediate" and not b.planned and b.part_of is None}
     results: dict[int, tuple[tuple[str, int], ...]] = {}
     users: dict[str, set[int]] = {}
     for index, kernel in enumerate(graph.kernels):
         makes = [name for name in dict.fromkeys(kernel.writes) if name in own and name not in users]
         if makes:
-            results[index] = _sized(makes, own, needed.kept.get(index, 0), needed.product if is_product(kernel) else 0)
+            results[index] = _sized(makes, own, needed.kept.get(index, 0), needed.product if index == first else 0)
         for name in (*kernel.reads, *kernel.writes):
             whole = graph.buffer(name).part_of or name
             if whole in own:
                 users.setdefault(whole, set()).add(index)
     kept = {graph.buffer(name).part_of or name for name in graph.outputs if name is not None}
-    products = frozenset(i for i, k in enumerate(graph.kernels) if needed.product and is_product(k))
     return Allocations(
         transient=needed.transient,
         products=products,
@@ -171,22 +194,19 @@ def launched(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule], Sch
 
 
 def squeezing(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule, int], Schedule | None]:
-    """Makes of a schedule one whose kernels allocate at most so many bytes.
-
-    That is the schedule itself if it may be launched so that it fits, else one with kernels that allocate much on fewer
-    streams, where they take turns; None if that is not enough.
+    """Makes of a schedule another, with kernels that allocate on fewer streams, where they take turns, so that they
+    allocate at most so many bytes: those that allocate much, or all; None if that is not enough.
     """
     kernels, asked = allocations(graph, needed), pieces(graph, needed)
-    large = frozenset(kernel for kernel, nbytes in asked.items() if nbytes > SMALL)
+    large, all_ = (frozenset(k for k, nbytes in asked.items() if nbytes > least) for least in (SMALL, 0))
 
     def squeezed(schedule: Schedule, most: int) -> Schedule | None:
         def fits(one: Schedule) -> bool:
             return sum(kernels.reserved(one).values()) <= most
 
-        if fits(schedule) or fits(together := gathered(schedule, asked)):
-            return schedule
-        found = on_fewer_streams(together, large, asked, fits)
-        if found is None or schedule.policy.endswith(LESS):
+        together = gathered(schedule, asked)
+        found = on_fewer_streams(together, large, asked, fits) or on_fewer_streams(together, all_, asked, fits)
+        if found is None or LESS in schedule.policy:
             return found
         return replace(found, policy=f"{schedule.policy}, {LESS}")
 
@@ -196,8 +216,15 @@ def squeezing(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule, int
 def fitting(
     graph: KernelGraph, needed: Workspaces, static_bytes: int, extra: int
 ) -> Callable[[Schedule], Schedule | None]:
-    """`squeezing` to what is `allowed`, were it not for arenas."""
-    kernels, squeezed = allocations(graph, needed), squeezing(graph, needed)
+    """Makes of a schedule one that takes no more than is `allowed`, arenas apart: itself if it may be launched so that
+    it fits, else what `squeezing` makes of it."""
+    kernels, squeezed, launch = allocations(graph, needed), squeezing(graph, needed), launched(graph, needed)
     row = Schedule((0,) * len(graph), tuple(range(len(graph))), ((),) * len(graph))
     most = allowed(static_bytes, sum(kernels.reserved(row).values()), kernels.spared, extra)
-    return lambda schedule: squeezed(schedule, most)
+
+    def fit(schedule: Schedule) -> Schedule | None:
+        if any(sum(kernels.reserved(one).values()) <= most for one in (schedule, launch(schedule))):
+            return schedule
+        return squeezed(schedule, most)
+
+    return fit

@@ -17,7 +17,7 @@ from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, verify, with_waits
 from opara_backend.scheduling.segments import segment_bytes
-from opara_backend.scheduling.workspaces import Workspaces, allocations, allowed
+from opara_backend.scheduling.workspaces import Pools, Workspaces, allocations, allowed
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import ORDERS, POLICIES, graph_with_edges
 
@@ -114,10 +114,55 @@ def test_neither_one_nor_all_together_exceed_what_is_allowed(
     kernels = allocations(graph, needed)
     most = allowed(static * MIB, found[0].reserved, kernels.spared, extra * MIB)
     largest = found[0].arena + max(MORE_ARENA, (static * MIB + found[0].arena) // 10)
-    together: dict[int, int] = {}
+    together = Pools()
     for one in found:
-        assert dict(one.pool) == kernels.reserved(one.plan.schedule, one.plan.memory.releases)
-        together |= {s: max(together.get(s, 0), nbytes) for s, nbytes in one.pool.items()}
+        alone = kernels.reserved(one.plan.schedule, one.plan.memory.releases)
+        assert one.reserved == segment_bytes(one.arena) + sum(alone.values())
+        together = kernels.captured(one.plan.schedule, one.plan.memory.releases, together)
     widest = max(one.arena for one in found)
     assert widest <= largest
-    assert len(found) == 1 or segment_bytes(widest) + sum(together.values()) <= most
+    assert len(found) == 1 or segment_bytes(widest) + together.reserved <= most
+    assert len({one.plan.schedule.launches for one in found}) == len(found), "none is tried twice"
+
+
+@given(problems(), st.sampled_from([0, 20, 100]))
+def test_what_may_be_tried_as_it_is_is_not_changed(
+    problem: tuple[Scheduled, list[Schedule], Workspaces], extra: int
+) -> None:
+    (graph, profile, _), schedules, needed = problem
+    _, plan_of = planner(graph, profile)
+    found = affordable(plan_of, graph, schedules, needed, 0, extra * MIB)
+    generous = affordable(plan_of, graph, schedules, needed, 0, 1 << 40)
+    assert [one.plan.schedule for one in generous] == [*dict.fromkeys(one.plan.schedule for one in generous)]
+    assert {one.plan.schedule.launches for one in generous} == {schedule.launches for schedule in schedules}
+    assert len(found) <= len(generous)
+
+
+def test_results_that_are_dropped_late_leave_less_for_others() -> None:
+    """A kernel's own result is dropped only before a later launch on its stream that all who read it precede.
+
+    Convolutions 0, 4, 5 and 2, 6, 7 make 8 MiB each on a stream of theirs; 1 and 3 read those of 0 and 2 on another,
+    and nobody waits for them: three results a stream, where two would fit 20 MiB. On one stream six fit 60.
+    """
+    graph = graph_with_edges(9, [(0, 1), (2, 3), *((k, 8) for k in (1, 3, 4, 5, 6, 7))])
+    calls = {0, 2, 4, 5, 6, 7}
+    kernels = (replace(k, kind="extern", call="convolution") if i in calls else k for i, k in enumerate(graph.kernels))
+    buffers = (replace(b, planned=False, nbytes=8 * MIB) if int(b.name[1:]) in calls else b for b in graph.buffers)
+    graph = replace(graph, kernels=tuple(kernels), buffers=tuple(buffers))
+    profile = Profile(tuple(kernel(5e-6, 20) for _ in graph.kernels), GPU)
+    apart = with_waits(graph, (0, 2, 1, 2, 0, 0, 1, 1, 2), range(9))
+    _, plan_of = planner(graph, profile)
+    schedules = [in_a_row(graph, profile), apart]
+    for extra, reserved in ((40, 80), (20, 60)):
+        _, one = affordable(plan_of, graph, schedules, Workspaces(), 0, extra * MIB)
+        assert one.reserved == (reserved + 2) * MIB, "with the arena"
+        assert len({one.plan.schedule.stream[k] for k in calls}) == (2 if reserved == 80 else 1)
+    assert len(affordable(plan_of, graph, schedules, Workspaces(), 0, 0)) == 1
+
+
+def test_a_segment_that_another_candidate_cut_may_be_too_small() -> None:
+    """12 MiB on a stream, then 14: the second does not fit what the first left, and both are reserved."""
+    pools = Pools()
+    for nbytes in (12 * MIB, 14 * MIB):
+        pools = allocations(FOUR, Workspaces({1: nbytes})).captured(in_a_row(FOUR, PROFILE), None, pools)
+    assert pools.reserved == 26 * MIB

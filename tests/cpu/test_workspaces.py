@@ -34,26 +34,26 @@ def given_back(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def segment(pool: tuple[int, int], *states: str) -> dict[str, Any]:
-    """One of `torch.cuda.memory_snapshot`, its blocks in these states."""
-    blocks = [{"address": 512 * place, "state": state} for place, state in enumerate(states)]
+    """One of `torch.cuda.memory_snapshot`, its blocks of 32 bytes in these states."""
+    blocks = [{"address": 512 * place, "size": 32, "state": state} for place, state in enumerate(states)]
     return {"segment_pool_id": pool, "blocks": blocks}
 
 
-HELD, FREED = segment((0, 0), "active_allocated"), segment((0, 0), "inactive")
-GRAPHS_HELD, GRAPHS_FREED = segment((0, 1), "active_allocated"), segment((0, 1), "inactive")
+USERS = segment((0, 0), "active_allocated")
+HELD, FREED = segment((0, 1), "active_allocated"), segment((0, 1), "inactive")
 
 
 @pytest.mark.parametrize(
-    ("by_stream", "before", "after", "expected"),
+    ("by_stream", "before", "after", "freed", "expected"),
     [
-        (True, [], [], ["all", "all", "all"]),
-        (False, [HELD], [FREED], ["all", "of graphs", "all"]),
-        (False, [HELD], [segment((0, 0), "active_pending_free")], ["all", "of graphs", "all"]),
-        (False, [HELD], [HELD], ["all", "all", "all"]),
-        (False, [HELD, GRAPHS_HELD], [HELD, GRAPHS_FREED], ["all", "all", "all"]),
-        (False, [FREED], [HELD], ["all", "all", "all"]),
+        (True, [], [], 0, ["all", "all", "all"]),
+        (False, [USERS], [], 32, ["all", "of graphs", "all"]),
+        (False, [], [], 32, ["all", "of graphs", "all"]),
+        (False, [USERS], [USERS], 0, ["all", "all", "all"]),
+        (False, [USERS, HELD], [USERS, FREED], 32, ["all", "all", "all"]),
+        (False, [HELD], [FREED], 64, ["all", "of graphs", "all"]),
     ],
-    ids=["of one stream", "somebody's", "in use still", "nobody's", "a graph's", "another block came"],
+    ids=["of one stream", "somebody's", "one that nobody saw", "nobody's", "a graph's", "a graph's and another"],
 )
 def test_after_workspaces_were_forgotten(
     given_back: list[str],
@@ -61,11 +61,18 @@ def test_after_workspaces_were_forgotten(
     by_stream: bool,
     before: list[Any],
     after: list[Any],
+    freed: int,
     expected: list[str],
 ) -> None:
     """What may be another thread's workspace stays mapped until that has surely launched what works in it."""
-    snapshots = [before, after]
+    snapshots, counts = [before, after], [1000, 1000 + freed]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshots.pop(0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(
+        torch.cuda,
+        "memory_stats_as_nested_dict",
+        lambda index: {"allocated_bytes": {"all": {"freed": counts.pop(0)}}},
+    )
     now = [100.0]
     monkeypatch.setattr(cuda_graph.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(upstream, "clears_cublas_workspaces_by_stream", lambda: by_stream)

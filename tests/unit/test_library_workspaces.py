@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opara_backend.kernel_graph import KernelGraph
+from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.policies import build
@@ -192,3 +192,40 @@ def test_without_extra_memory_one_stream_is_never_refused(problem: tuple[Schedul
     (graph, _, _), needed = problem
     row = with_waits(graph, (0,) * len(graph), range(len(graph)))
     assert fitting(graph, needed, 0, 0)(row) is row
+
+
+def test_library_kernels_stay_apart_where_gathering_would_take_more() -> None:
+    """On three streams 24 MiB are asked for on one and 12 on another; on two, which are enough, 24 on both."""
+    graph = calling(graph_with_edges(4, [(0, 1), (0, 2), (0, 3), (1, 2)]), "convolution", {0, 1, 2, 3})
+    needed = Workspaces({0: 24 * MIB, 1: 12 * MIB, 3: 24 * MIB})
+    schedule = with_waits(graph, (1, 0, 2, 1), range(4))
+    kernels = allocations(graph, needed)
+    together = gathered(schedule, pieces(graph, needed))
+    assert (together.streams, sum(kernels.reserved(together).values())) == (2, 48 * MIB)
+    found = launched(graph, needed)(schedule)
+    assert (found.streams, kernels.reserved(found)) == (3, {0: 24 * MIB, 1: 12 * MIB})
+    assert happens_before(found).ordered(1, 2), "which it waited for before"
+
+
+@pytest.mark.parametrize("known", [5 * MIB, None, "4*s0"])
+def test_a_result_of_unknown_size_is_what_its_kernel_kept(known: int | str | None) -> None:
+    """Kernel 1, the first product, kept cuBLAS's workspace as well."""
+    graph = calling(graph_with_edges(3, [(0, 1), (1, 2)]), "extern_kernels.mm", {1, 2})
+    buffers = tuple(replace(b, planned=False, nbytes=known) if b.name != "b0" else b for b in graph.buffers)
+    graph = replace(graph, buffers=buffers)
+    needed = Workspaces(product=32 * MIB, kept={1: 37 * MIB, 2: 34 * MIB})
+    expected = {1: 5 * MIB, 2: 5 * MIB} if known == 5 * MIB else {1: 5 * MIB, 2: 34 * MIB}
+    assert {k: sum(n for _, n in made) for k, made in allocations(graph, needed).results.items()} == expected
+
+
+def test_a_part_of_a_result_keeps_it() -> None:
+    """Kernel 0 makes 8 MiB, of which a part is read last by kernel 3: until then nobody else may have them."""
+    graph = calling(graph_with_edges(4, [(0, 3), (1, 2), (2, 3)]), "extern_kernels.convolution", {0, 1, 2})
+    part = Buffer("part", "intermediate", 4 * MIB, part_of="b0")
+    made = tuple(replace(b, planned=False, nbytes=8 * MIB) if b.name != "b3" else b for b in graph.buffers)
+    kernels = tuple(replace(k, reads=("part", "b2")) if k.name == "k3" else k for k in graph.kernels)
+    whole = replace(graph, buffers=made)
+    parted = replace(graph, buffers=(*made, part), kernels=kernels)
+    row = with_waits(graph, (0,) * 4, range(4))
+    assert allocations(parted, NONE).reserved(row) == allocations(whole, NONE).reserved(row) == {0: 40 * MIB}
+    assert allocations(parted, NONE).users["b0"] == {0, 3}

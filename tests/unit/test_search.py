@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,12 +14,13 @@ from bench import recorded
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import plan_memory
 from opara_backend.profiling.profile import Profile
+from opara_backend.scheduling import search
 from opara_backend.scheduling.policies import build, in_a_row
-from opara_backend.scheduling.schedule import Schedule, ScheduleError, happens_before, verify
+from opara_backend.scheduling.schedule import Schedule, ScheduleError, happens_before, verify, with_waits
 from opara_backend.scheduling.search import MENU, NOISE, candidates, kept
 from opara_backend.scheduling.simulator import simulate
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
-from tests.strategies import WIDTHS, graph_with_edges
+from tests.strategies import WIDTHS, graph_with_edges, layered_graph, random_profile
 
 COUNTS = st.sampled_from([1, 2, 6, 20, 40])
 FORK = graph_with_edges(9, [(0, k) for k in range(1, 8)] + [(k, 8) for k in range(1, 8)])
@@ -191,3 +193,41 @@ def test_what_won_elsewhere_is_verified() -> None:
     broken = replace(build(FORK, FORK_PROFILE, policy="opara", launch_order="opara", streams=4), waits=((),) * 9)
     with pytest.raises(ScheduleError):
         candidates(FORK, FORK_PROFILE, count=6, streams=8, near=broken)
+
+
+@given(gpu_schedules(), WIDTHS, st.integers(2, 9), st.integers(0, 9))
+def test_what_won_for_other_sizes_is_made_to_fit_or_left(
+    problem: Scheduled, streams: int, count: int, seed: int
+) -> None:
+    """`fit` puts all on two streams, or refuses."""
+    graph, profile, _ = problem
+    known = [in_a_row(graph, profile), *by_hand(graph, profile, 8)]
+    near = known[seed % len(known)]
+
+    def folded(schedule: Schedule) -> Schedule | None:
+        return with_waits(graph, [s % 2 for s in schedule.stream], schedule.order)
+
+    found = candidates(graph, profile, count=count, streams=streams, near=near, fit=folded, in_place=False)
+    assert all(schedule.streams <= 2 for schedule in found)
+    expected = folded(near)
+    if 1 < near.streams <= streams and expected is not None and expected.streams > 1:
+        assert found[1].launches == expected.launches
+    assert candidates(graph, profile, count=count, streams=streams, near=near, fit=lambda _: None) == found[:1]
+
+
+@pytest.mark.parametrize(("kernels", "made"), [(40, 22), (700, 15), (5000, 4), (20_000, 3)])
+def test_of_large_graphs_fewer_schedules_are_made_but_what_rivals_make_is(
+    monkeypatch: pytest.MonkeyPatch, kernels: int, made: int
+) -> None:
+    """As many of the menu as `PATIENCE` is for, and no random ones where that are not all."""
+    dishes: list[tuple[str, str, int | None]] = []
+
+    def built(graph: KernelGraph, profile: Profile, dish: Any, streams: int) -> Schedule | None:
+        dishes.append(dish)
+        return None
+
+    monkeypatch.setattr(search, "_built", built)
+    graph = layered_graph(kernels, 20)
+    candidates(graph, random_profile(kernels), count=8, streams=8, in_place=False)
+    assert len(dishes) == made
+    assert set(search.RIVALS) <= set(dishes)

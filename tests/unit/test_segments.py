@@ -76,9 +76,12 @@ def test_no_more_is_reserved_than_ever_asked_for_apart_nor_less_than_is_held(ste
     for block, _ in held:
         pool.free(block)
     before = pool.reserved
+    twin = pool.copy()
     assert all(pool.allocate(segment).nbytes == segment for segment in _segments(pool))
     assert pool.reserved == before, "all that was cut is whole again"
+    assert [twin.allocate(segment).nbytes for segment in _segments(pool)] == _segments(pool), "a copy has its own"
+    assert twin.reserved == before
 
 
 def _segments(pool: Pool) -> list[int]:
-    return sorted((block.nbytes for block in pool._free if not block.small), reverse=True)
+    return sorted((sum(b.nbytes for b in s.blocks) for s in pool._segments if not s.small), reverse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import pytest
@@ -14,6 +15,7 @@ from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling import launch_order, streams
 from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.schedule import verify, with_waits
+from opara_backend.scheduling.workspaces import Workspaces, allocations, squeezing
 from tests.strategies import layered_graph, random_profile
 
 T = TypeVar("T")
@@ -61,6 +63,23 @@ def test_waits_and_their_check_on_20000_kernels() -> None:
     within(2, lambda: verify(graph, schedule))
     gathered_again = within(2, lambda: gathered(schedule, dict.fromkeys(range(0, 20_000, 2), 0)))
     within(2, lambda: verify(graph, gathered_again))
+
+
+def test_what_5000_kernels_allocate_and_how_to_have_them_allocate_less() -> None:
+    """Every other kernel is a library's, of 3 MiB while it runs and 1 MiB that it leaves."""
+    graph, profile = layered_graph(5000, 40), random_profile(5000)
+    calls = range(0, 5000, 2)
+    kernels = (replace(k, kind="extern", call="convolution") if i in calls else k for i, k in enumerate(graph.kernels))
+    buffers = (replace(b, planned=False, nbytes=1 << 20) if int(b.name[1:]) in calls else b for b in graph.buffers)
+    graph = replace(graph, kernels=tuple(kernels), buffers=tuple(buffers))
+    needed = Workspaces(dict.fromkeys(calls, 3 << 20))
+    order = launch_order.opara(graph, profile)
+    stream = streams.bound_width(graph, streams.opara(graph), order, profile.durations(), 8)
+    schedule = with_waits(graph, stream, order)
+    within(2, lambda: allocations(graph, needed).reserved(schedule))
+    found = within(4, lambda: squeezing(graph, needed)(schedule, 1 << 40))
+    assert found is not None
+    verify(graph, found)
 
 
 @pytest.mark.parametrize("width", [4, 40, 400])
