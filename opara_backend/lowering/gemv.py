@@ -10,6 +10,10 @@ registers, so that no other kernel finds room on the multiprocessor, and a strea
 that read the same vector become one kernel (query, key and value; gate and up; every expert of a layer), and bias,
 activation and residual are computed where the sum is. Inductor does this itself under `coordinate_descent_tuning`, but
 not where there is a bias (torch/_inductor/decomposition.py, `mm`).
+
+Where Inductor cannot ask `nvidia-smi` how fast the GPU is, in a container without it or under load, it times products
+of sizes that are no multiple of 8 with operands copied into padded ones, too (torch/_inductor/fx_passes/pad_mm.py).
+A reduction has no use for that: zeros behind the operands are left out again.
 """
 
 from __future__ import annotations
@@ -19,10 +23,11 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from opara_backend import upstream
 from opara_backend.lowering.operators import Operator
-from opara_backend.lowering.rewriting import Writer
+from opara_backend.lowering.rewriting import Writer, arguments
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -38,16 +43,66 @@ def fuse_gemv(graph: torch.fx.Graph) -> int:
     for node in [*graph.nodes]:
         if node.target in (aten.mm.default, aten.bmm.default):
             operands = node.args
-        elif node.target is aten.addmm.default and len(node.args) == 3 and not node.kwargs:  # not scaled
+        elif node.target is aten.addmm.default and len(node.args) == 3 and {*node.kwargs.values()} <= {1}:  # not scaled
             operands = (*node.args[1:], node.args[0])
         else:
             continue
-        if not _reads_a_matrix_once(*(operand.meta.get("val") for operand in operands[:2])):
+        do = Writer(graph, node)
+        *bare, more = _without_padding(node, *operands[:2])
+        if not _reads_a_matrix_once(*(operand.meta.get("val") for operand in bare)):
             continue
-        node.replace_all_uses_with(Writer(graph, node)(operator(), *operands))
+        biases = operands[2:]
+        if more:  # nobody reads these
+            biases = tuple(_first(do, bias, bare[1].meta["val"].shape[-1]) for bias in biases)
+        made = do(operator(), *bare, *biases)
+        if more:
+            made = do(aten.constant_pad_nd.default, made, [0, more])
+        node.replace_all_uses_with(made)
         graph.erase_node(node)
         found += 1
     return found
+
+
+def _without_padding(product: Node, left: Node, right: Node) -> tuple[Node, Node, int]:
+    """The operands of `product` without zeros behind what is summed, and behind columns of which nobody reads the sums,
+    and how many of these there were; as they are, and none, if they are not padded so."""
+    (x, more_rows, more_left), (w, more_right, more_columns) = _padding(left), _padding(right)
+    if more_rows or more_left != more_right or (more_columns and not _reads_first(product, more_columns)):
+        return left, right, 0
+    return x, w, more_columns
+
+
+def _padding(operand: Node) -> tuple[Node, int, int]:
+    """What `operand` is with zeros behind it, and how many more rows and columns they make of it."""
+    if operand.target is torch.ops.aten.constant_pad_nd.default:
+        inner, padding, value = [*arguments(operand), 0][:3]
+        if isinstance(inner, Node) and isinstance(padding, list | tuple) and value == 0:
+            columns, rows, *others = [*list(padding)[1::2], 0, 0]
+            if not any(padding[::2]) and not any(others) and all(isinstance(n, int) and n >= 0 for n in padding):
+                return inner, rows, columns
+    return operand, 0, 0
+
+
+def _reads_first(product: Node, but: int) -> bool:
+    """True if all that is read of `product` is its columns but the last `but`."""
+    last = product.meta["val"].dim() - 1
+    columns = product.meta["val"].shape[-1] - but
+    for user in product.users:
+        if user.target is not torch.ops.aten.slice.Tensor or user.kwargs:
+            return False
+        given = list(arguments(user))
+        _, axis, start, end, step = given + [None, 0, 0, None, 1][len(given) :]
+        if axis not in (last, -1) or start not in (0, None) or end not in (columns, -but) or step != 1:
+            return False
+    return True
+
+
+def _first(do: Writer, bias: Node, columns: Any) -> Node:
+    """`bias` of so many columns, of what may be a larger result's."""
+    shape = bias.meta["val"].shape
+    if not shape or _is_one(shape[-1]) or upstream.known_equal(shape[-1], columns):
+        return bias
+    return do(torch.ops.aten.slice.Tensor, bias, -1, 0, columns)
 
 
 def _reads_a_matrix_once(left: Any, right: Any) -> bool:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils import flop_counter
 
 import bench.models
@@ -52,11 +53,51 @@ FUSED: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "several": (torch.bmm, (torch.randn(3, 1, 24), transposed(3, 24, 40))),
     "nothing to sum": (torch.mm, (torch.randn(1, 0), torch.randn(40, 0).mT)),
     "no result": (torch.mm, (torch.randn(1, 24), torch.randn(0, 24).mT)),
+    "padded, none of it read": (
+        lambda x, w: torch.mm(pad(x, (0, 5)), pad(w, (0, 1, 0, 5)))[:, :-1],
+        (torch.randn(1, 19), transposed(19, 7)),
+    ),
+    "padded where it is summed": (
+        lambda x, w: torch.mm(pad(x, (0, 5)), pad(w, (0, 0, 0, 5))),
+        (torch.randn(1, 19), transposed(19, 8)),
+    ),
+    "padded with a bias": (
+        lambda b, x, w: torch.addmm(torch.cat([b, b.new_zeros(1)]), x, pad(w, (0, 1)))[:, :7],
+        (torch.randn(7), torch.randn(1, 24), transposed(24, 7)),
+    ),
+    "several, padded": (
+        lambda x, w: torch.bmm(pad(x, (0, 5)), pad(w, (0, 1, 0, 5, 0, 0)))[:, :, :7],
+        (torch.randn(3, 1, 19), transposed(3, 19, 7)),
+    ),
+    "cut off": (
+        lambda x, w: torch.mm(pad(x, (0, -5)), pad(w, (0, 0, 0, -5))),
+        (torch.randn(1, 24), transposed(24, 8)),
+    ),
+    "a vector that is padded": (
+        lambda x, w: torch.mm(pad(x, (0, 5)), w),
+        (torch.randn(1, 19), transposed(24, 7)),
+    ),
 }
 LEFT: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
     "two rows": (torch.mm, (torch.randn(2, 24), transposed(24, 40))),
     "sums across rows": (torch.mm, (torch.randn(1, 24), torch.randn(24, 40))),
     "double precision": (torch.mm, (torch.randn(1, 24).double(), transposed(24, 40).double())),
+    "padded, and all is read": (
+        lambda b, x, w: torch.addmm(torch.cat([b, b]), x, pad(w, (0, 7))),
+        (torch.randn(7), torch.randn(1, 24), transposed(24, 7)),
+    ),
+    "padded, and more is read": (
+        lambda x, w: torch.mm(x, pad(w, (0, 9)))[:, 3:9],
+        (torch.randn(1, 24), transposed(24, 7)),
+    ),
+    "padded in front": (
+        lambda x, w: torch.mm(pad(x, (5, 0)), pad(w, (0, 0, 5, 0))),
+        (torch.randn(1, 19), transposed(19, 8)),
+    ),
+    "padded with ones": (
+        lambda x, w: torch.mm(pad(x, (0, 5), value=1.0), pad(w, (0, 0, 0, 5), value=1.0)),
+        (torch.randn(1, 19), transposed(19, 8)),
+    ),
     "a scaled bias": (
         functools.partial(torch.addmm, beta=0.5),
         (torch.randn(40), torch.randn(1, 24), transposed(24, 40)),

@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize(("channels", "window", "stride", "images"), [(24, 3, 1, 1), (16, 5, 2, 3), (7, 7, 1, 3)])
+@pytest.mark.parametrize(("channels", "window", "stride", "images"), [(24, 3, 1, 1), (16, 5, 2, 3), (7, 7, 1, 9)])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_block(dtype: torch.dtype, channels: int, window: int, stride: int, images: int, last: bool) -> None:
     torch.manual_seed(0)
