@@ -44,20 +44,25 @@ HELD, FREED = segment((0, 1), "active_allocated"), segment((0, 1), "inactive")
 
 
 @pytest.mark.parametrize(
-    ("by_stream", "before", "after", "freed", "expected"),
+    ("allocator", "by_stream", "before", "after", "freed", "expected"),
     [
-        (True, [], [], 0, ["all", "all", "all"]),
-        (False, [USERS], [], 32, ["all", "of graphs", "all"]),
-        (False, [], [], 32, ["all", "of graphs", "all"]),
-        (False, [USERS], [USERS], 0, ["all", "all", "all"]),
-        (False, [USERS, HELD], [USERS, FREED], 32, ["all", "all", "all"]),
-        (False, [HELD], [FREED], 64, ["all", "of graphs", "all"]),
+        ("native", True, [], [], 0, ["all", "all", "all"]),
+        ("native", False, [USERS], [], 32, ["all", "of graphs", "all"]),
+        ("native", False, [], [], 32, ["all", "of graphs", "all"]),
+        ("native", False, [USERS], [USERS], 0, ["all", "all", "all"]),
+        ("native", False, [USERS, HELD], [USERS, FREED], 32, ["all", "all", "all"]),
+        ("native", False, [HELD], [FREED], 64, ["all", "of graphs", "all"]),
+        ("pluggable", False, [], [], 0, ["all", "of graphs", "all"]),
     ],
-    ids=["of one stream", "somebody's", "one that nobody saw", "nobody's", "a graph's", "a graph's and another"],
+    ids=[
+        *("of one stream", "somebody's", "one that nobody saw", "nobody's", "a graph's", "a graph's and another"),
+        "nobody can tell",
+    ],
 )
 def test_after_workspaces_were_forgotten(
     given_back: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    allocator: str,
     by_stream: bool,
     before: list[Any],
     after: list[Any],
@@ -67,6 +72,7 @@ def test_after_workspaces_were_forgotten(
     """What may be another thread's workspace stays mapped until that has surely launched what works in it."""
     snapshots, counts = [before, after], [1000, 1000 + freed]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: snapshots.pop(0))
+    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: allocator)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(
         torch.cuda,
