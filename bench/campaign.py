@@ -48,7 +48,7 @@ STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opar
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")
 WITHOUT_GPU = ("inductor", "eager", "opara", "opara:paper", "opara:paper-unfused")
-MOST_PREPARING = 8  # workers a GPU: with more, all but a few wait to be alone
+MOST_PREPARING = 14  # workers a GPU: a case of batch 1 takes minutes to prepare, and is alone for five to ten seconds
 
 
 def backends_of(model: str, batch: int, on_gpu: bool) -> tuple[str, ...]:
@@ -110,11 +110,12 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def preparing(asked: int | None, gpus: int, cores: int) -> int:
-    """Workers a GPU; if nobody asks, no more than half the cores in all. One where there is no GPU: the processor
-    itself is what must be quiet."""
+    """Workers a GPU; if nobody asks, so many that while one is alone those of other GPUs keep half the cores busy at
+    most. One where there is no GPU: the processor itself is what must be quiet."""
     if gpus == 0:
         return 1
-    return asked or max(1, min(MOST_PREPARING, cores // 2 // gpus))
+    others = max(1, gpus - 1)
+    return asked or max(1, min(MOST_PREPARING, cores // 2 // others, (cores - gpus) // gpus))
 
 
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -132,7 +133,7 @@ def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--compile-share", type=float, default=0.4, help="of the budget, at most; default 0.4")
     parser.add_argument("--workers", type=positive, default=max(1, (os.cpu_count() or 2) - 1), help="compiling at once")
     parser.add_argument("--gpus", nargs="+", metavar="GPU", help="as in CUDA_VISIBLE_DEVICES; default: all there are")
-    parser.add_argument("--prepare", type=positive, metavar="N", help="workers a GPU; default: half the cores in all")
+    parser.add_argument("--prepare", type=positive, metavar="N", help="workers a GPU; default: by cores, at most 14")
     parser.add_argument("--models", nargs="+", default=list(models.names()), choices=models.names(), metavar="NAME")
     parser.add_argument("--dtypes", nargs="+", default=["float16", "float32"], choices=DTYPES)
     parser.add_argument("--batches", nargs="+", type=positive, default=[1, 8, 32])

@@ -55,7 +55,8 @@ def on_fewer_streams(
     """`schedule` with the kernels of `moved` on ever fewer of their streams, until it `fits`; None if it never does.
 
     On a stream they share they take turns, in launch order; all others stay where they are. The two streams with the
-    fewest of them become one each time. libraries: as `gathered` takes them.
+    fewest of them become one each time. libraries: as `gathered` takes them. fits: asked about streams and launch order
+    alone; what it is asked about has no waits yet.
     """
     stream, direct = list(schedule.stream), _direct(schedule)
     for _ in range(len({stream[kernel] for kernel in moved}) - 1):
@@ -66,9 +67,8 @@ def on_fewer_streams(
         for kernel in moved:
             if stream[kernel] == other:
                 stream[kernel] = one
-        found = _renumbered(schedule, stream, direct, libraries)
-        if fits(found):
-            return found
+        if fits(Schedule(tuple(stream), schedule.order, ((),) * len(stream))):
+            return _renumbered(schedule, stream, direct, libraries)
     return None
 
 

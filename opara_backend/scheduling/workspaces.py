@@ -10,6 +10,7 @@ and reserves 2 or 20 MiB for less (`scheduling.segments`). cuBLAS keeps one work
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -74,6 +75,20 @@ class Allocations:
     results: Mapping[int, tuple[tuple[str, int], ...]]
     users: Mapping[str, frozenset[int]]
 
+    @functools.cached_property
+    def _touched(self) -> Mapping[int, Sequence[str]]:
+        """By kernel, those of `users` that it touches."""
+        found: dict[int, list[str]] = {}
+        for name, kernels in self.users.items():
+            for kernel in kernels:
+                found.setdefault(kernel, []).append(name)
+        return found
+
+    @functools.cached_property
+    def _allocate(self) -> frozenset[int]:
+        """Kernels that allocate anything."""
+        return frozenset((*self.results, *(k for k, nbytes in self.transient.items() if nbytes), *self.products))
+
     def of(self, kernel: int) -> int:
         """What `kernel` asks for, at most in one piece."""
         pieces = [nbytes for _, nbytes in self.results.get(kernel, ())]
@@ -92,10 +107,7 @@ class Allocations:
         found = pools.copy()
         blocks: dict[str, tuple[Pool, Block]] = {}
         waiting = {name: len(users) for name, users in self.users.items()}
-        touched: dict[int, list[str]] = {}
-        for name, users in self.users.items() if releases is None else ():
-            for kernel in users:
-                touched.setdefault(kernel, []).append(name)
+        touched = self._touched if releases is None else {}
 
         def free(name: str) -> None:
             if name in blocks:
@@ -105,9 +117,9 @@ class Allocations:
         for place, kernel in enumerate(schedule.order):
             for name in releases[place] if releases is not None else ():
                 free(name)
-            stream = schedule.stream[kernel]
-            makes, transient = self.results.get(kernel, ()), self.transient.get(kernel, 0)
-            if makes or transient or kernel in self.products:
+            if kernel in self._allocate:
+                stream = schedule.stream[kernel]
+                makes, transient = self.results.get(kernel, ()), self.transient.get(kernel, 0)
                 pool = found.of.setdefault(stream, Pool())
                 for name, nbytes in makes:
                     blocks[name] = pool, pool.allocate(nbytes)
@@ -187,8 +199,9 @@ def launched(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule], Sch
     kernels, asked = allocations(graph, needed), pieces(graph, needed)
 
     def launch(schedule: Schedule) -> Schedule:
-        together, apart = gathered(schedule, asked), renumbered(schedule, asked)
-        return min((together, apart), key=lambda each: sum(kernels.reserved(each).values()))
+        together = gathered(schedule, asked)
+        before, after = (sum(kernels.reserved(each).values()) for each in (schedule, together))
+        return together if after <= before else renumbered(schedule, asked)
 
     return launch
 
@@ -218,12 +231,15 @@ def fitting(
 ) -> Callable[[Schedule], Schedule | None]:
     """Makes of a schedule one that takes no more than is `allowed`, arenas apart: itself if it may be launched so that
     it fits, else what `squeezing` makes of it."""
-    kernels, squeezed, launch = allocations(graph, needed), squeezing(graph, needed), launched(graph, needed)
+    kernels, squeezed, asked = allocations(graph, needed), squeezing(graph, needed), pieces(graph, needed)
     row = Schedule((0,) * len(graph), tuple(range(len(graph))), ((),) * len(graph))
     most = allowed(static_bytes, sum(kernels.reserved(row).values()), kernels.spared, extra)
 
+    def fits(schedule: Schedule) -> bool:
+        return sum(kernels.reserved(schedule).values()) <= most
+
     def fit(schedule: Schedule) -> Schedule | None:
-        if any(sum(kernels.reserved(one).values()) <= most for one in (schedule, launch(schedule))):
+        if fits(schedule) or fits(gathered(schedule, asked)):
             return schedule
         return squeezed(schedule, most)
 

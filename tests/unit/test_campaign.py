@@ -104,7 +104,9 @@ def test_a_case_is_measured_once_all_its_programs_are_there() -> None:
 
 
 def test_how_many_prepare_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert preparing(None, gpus=2, cores=32) == 8
+    assert preparing(None, gpus=2, cores=32) == MOST_PREPARING == 14
+    assert preparing(None, gpus=4, cores=64) == 10, "of three others, half the cores"
+    assert preparing(None, gpus=1, cores=8) == 4
     assert preparing(None, gpus=1, cores=64) == MOST_PREPARING
     assert preparing(None, gpus=4, cores=4) == 1
     assert preparing(3, gpus=1, cores=2) == 3
