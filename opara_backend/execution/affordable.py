@@ -1,6 +1,6 @@
 """Plans for schedules that are to be tried, such that none takes much more memory than one stream, nor do all together.
 
-Takes: schedules, a way to plan one, what libraries need. Gives: plans, and what each takes.
+Takes: schedules, a way to plan one, what libraries need. Gives: plans that say what libraries take, too.
 Must not change: anything. Pure but for the log.
 
 An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged at
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 
 from opara_backend.execution.host import Plan
 from opara_backend.kernel_graph import KernelGraph
@@ -32,19 +32,6 @@ MORE_ARENA = 32 << 20
 TRIES = 3  # at what a schedule that takes too much could be made of
 
 
-@dataclass(frozen=True)
-class Affordable:
-    """A plan, and bytes it takes. reserved: by the allocator, for its arena and for what its kernels allocate."""
-
-    plan: Plan
-    reserved: int
-
-    @property
-    def arena(self) -> int:
-        """Bytes of its arena."""
-        return self.plan.memory.arena_bytes
-
-
 def affordable(
     plan_of: Callable[[Schedule], Plan],
     graph: KernelGraph,
@@ -52,49 +39,49 @@ def affordable(
     needed: Workspaces,
     static_bytes: int,
     extra: int,
-) -> list[Affordable]:
+) -> list[Plan]:
     """Plans for those of `schedules`, one stream first, that may be tried, or for what could be made of them.
 
     static_bytes: of arguments read where they lie. extra: bytes that may be taken beyond what always may.
     """
     kernels, squeezed, launch = allocations(graph, needed), squeezing(graph, needed), launched(graph, needed)
 
-    def placed(schedule: Schedule) -> Affordable:
+    def placed(schedule: Schedule) -> Plan:
         plan = plan_of(schedule)
-        pool = kernels.captured(schedule, plan.memory.releases, Pools()).reserved
-        return Affordable(plan, segment_bytes(plan.memory.arena_bytes) + pool)
+        return replace(plan, pool=kernels.reserved(schedule, plan.memory.releases))
 
-    def made_to_fit(one: Affordable, most: int) -> Affordable:
+    def made_to_fit(one: Plan, most: int) -> Plan:
         """Fewer streams each time: arenas, and when results are dropped, are not known before a schedule is planned."""
         for _ in range(TRIES):
             if one.reserved <= most:
                 break
-            smaller = squeezed(one.plan.schedule, most - segment_bytes(one.arena))
+            smaller = squeezed(one.schedule, most - segment_bytes(one.memory.arena_bytes))
             if smaller is None or smaller.streams <= 1:
                 break
             one = placed(launch(smaller))
         return one
 
-    found: list[Affordable] = []
+    found: list[Plan] = []
     tried: set[tuple[object, ...]] = set()
     arena = largest = most = 0
     shared = Pools()
     for schedule in schedules:
         one = placed(schedule)
         if not found:
-            largest = one.arena + max(MORE_ARENA, (static_bytes + one.arena) // 10)
+            row = one.memory.arena_bytes
+            largest = row + max(MORE_ARENA, (static_bytes + row) // 10)
             most = allowed(static_bytes, one.reserved, kernels.spared, extra)
         else:
             one = made_to_fit(one, most)
-        if one.plan.schedule.launches in tried:
+        if one.schedule.launches in tried:
             continue
-        widest = max(arena, one.arena)
-        together = kernels.captured(one.plan.schedule, one.plan.memory.releases, shared)
+        widest = max(arena, one.memory.arena_bytes)
+        together = kernels.captured(one.schedule, one.memory.releases, shared)
         if not found or (widest <= largest and segment_bytes(widest) + together.reserved <= most):
             found.append(one)
-            tried.add(one.plan.schedule.launches)
+            tried.add(one.schedule.launches)
             arena, shared = widest, together
         else:
-            made = one.plan.schedule.policy
-            log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, one.arena, one.reserved)
+            made, own = one.schedule.policy, one.memory.arena_bytes
+            log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, own, one.reserved)
     return found

@@ -32,7 +32,7 @@ from opara_backend.report import annotate
 from opara_backend.scheduling.policies import in_a_row
 from opara_backend.scheduling.schedule import Schedule, ScheduleError
 from opara_backend.scheduling.search import kept
-from opara_backend.scheduling.workspaces import NONE, Workspaces
+from opara_backend.scheduling.workspaces import NONE, Workspaces, allocations
 
 if TYPE_CHECKING:
     from opara_backend.execution.runtime import Runtime
@@ -83,12 +83,14 @@ def capture_best(
         try:
             with runtime.record.stage("plan"):
                 plan = runtime.plan(graph, found.profile, found.schedule, captured=True)
+                pool = allocations(graph, memory.needed).reserved(plan.schedule, plan.memory.releases)
         except (ScheduleError, MemoryPlanError) as error:
             log.info("searching anew: what is remembered is not valid: %s: %s", path, error)
         else:
             runtime.record.remembered.add(shape)
             with runtime.record.stage("capture"):
-                return plan, capture_plan(runtime.program, plan, arguments, memory), list(found.tried)
+                captured = capture_plan(runtime.program, plan, arguments, memory)
+            return replace(plan, pool=pool), captured, list(found.tried)
     plan, captured, tried = _search(runtime, graph, arguments, memory, near)
     winners.keep(path, winners.Winner(plan.profile, plan.schedule, tuple(tried)))
     return plan, captured, tried
@@ -104,12 +106,12 @@ def _search(
     """
     apart = replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
     try:
-        plans, taken, seconds = _tried(runtime, graph, arguments, apart, near)
+        plans, seconds = _tried(runtime, graph, arguments, apart, near)
     finally:
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
     give_back_unused()
     schedules = [plan.schedule for plan in plans]
-    best = plans[kept(schedules, taken, seconds)]
+    best = plans[kept(schedules, [plan.reserved for plan in plans], seconds)]
     with runtime.record.stage("capture"):
         captured = capture_plan(runtime.program, best, arguments, memory)
     return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []
@@ -117,9 +119,8 @@ def _search(
 
 def _tried(
     runtime: Runtime, graph: KernelGraph, arguments: StaticArguments, memory: Memory, near: Schedule | None
-) -> tuple[list[Plan], list[int], list[float]]:
-    """Plans for all schedules that were tried, the bytes each takes, and the seconds a replay took: 0 for the only
-    one."""
+) -> tuple[list[Plan], list[float]]:
+    """Plans for all schedules that were tried, and the seconds a replay of each took: 0 for the only one."""
     record, deadline = runtime.record, time.perf_counter() + runtime.options.search_seconds
     with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
         chain = _chain(runtime, graph)
@@ -129,7 +130,7 @@ def _tried(
     with record.stage("schedule"):
         schedules = runtime.schedules(graph, profile, near, memory.needed, arguments.static_bytes())
     with record.stage("plan"):
-        found = affordable(
+        plans = affordable(
             lambda schedule: runtime.plan(graph, profile, schedule, captured=True),
             graph,
             _in_time(schedules, deadline),
@@ -137,10 +138,9 @@ def _tried(
             arguments.static_bytes(),
             runtime.options.extra_memory << 20,
         )
-    plans, taken = [one.plan for one in found], [one.reserved for one in found]
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
     chained.reset()
-    return plans[: len(seconds)], taken[: len(seconds)], seconds
+    return plans[: len(seconds)], seconds
 
 
 def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:

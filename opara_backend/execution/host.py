@@ -20,17 +20,28 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import Lifetimes, MemoryPlan
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.segments import segment_bytes
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided for one concrete shape."""
+    """Everything decided for one concrete shape.
+
+    pool: by stream, bytes that torch's allocator reserves for what kernels allocate themselves, None where that was not
+    asked.
+    """
 
     graph: KernelGraph
     profile: Profile
     schedule: Schedule
     memory: MemoryPlan
     verify_seconds: float = 0.0
+    pool: Mapping[int, int] | None = None
+
+    @property
+    def reserved(self) -> int:
+        """Bytes that the allocator reserves for the arena and that."""
+        return segment_bytes(self.memory.arena_bytes) + sum((self.pool or {}).values())
 
 
 class Metered(NamedTuple):

@@ -6,7 +6,7 @@ data. Must not change: the record. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +133,7 @@ def planned_shape(
         state="captured" if captured else "in order",
         tried=tried,
         memory=plan.memory,
+        pool=plan.pool,
         host_seconds=own.durations() if estimated else None,
     )
 
@@ -152,6 +153,7 @@ def shape_report(
     state: str = "captured",
     tried: Tried = (),
     memory: MemoryPlan | None = None,
+    pool: Mapping[int, int] | None = None,
     host_seconds: Sequence[float] | None = None,
     measured: model.Timeline | None = None,
 ) -> model.ShapeReport:
@@ -173,7 +175,7 @@ def shape_report(
         waits=wait_rows(graph, schedule),
         candidates=_candidate_rows(graph, profile, schedule, tried),
         bound=_bound(graph, profile, schedule, tried, timelines) if state != "unplanned" else None,
-        memory=_memory(memory),
+        memory=_memory(memory, pool),
         critical=chain,
         timelines=timelines,
         notes=_notes(profile, estimated),
@@ -282,9 +284,10 @@ def _bound(
     )
 
 
-def _memory(plan: MemoryPlan | None) -> model.MemoryRow | None:
+def _memory(plan: MemoryPlan | None, pool: Mapping[int, int] | None) -> model.MemoryRow | None:
     if plan is None:
         return None
     wanted = plan.requested_bytes
     saved = 1 - plan.arena_bytes / wanted if wanted else 0.0
-    return model.MemoryRow(plan.arena_bytes, wanted, max(0.0, saved), len(plan.placements))
+    libraries = None if pool is None else tuple(nbytes for _, nbytes in sorted(pool.items()) if nbytes)
+    return model.MemoryRow(plan.arena_bytes, wanted, max(0.0, saved), len(plan.placements), libraries)

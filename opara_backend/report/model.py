@@ -13,7 +13,7 @@ from pathlib import Path
 from opara_backend import codec
 from opara_backend.report.record import Stages
 
-SCHEMA = 2
+SCHEMA = 3
 _FUSED = re.compile(r"(?:triton|cpp)_(?:[a-z]+_)?fused_(?P<operations>.*?)(?:_\d+)?$")
 
 
@@ -145,12 +145,17 @@ class BoundRow:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """The arena, and what its buffers would take one by one. reuse: the part that sharing saves, 0 to 1."""
+    """The arena, and what its buffers would take one by one. reuse: the part that sharing saves, 0 to 1.
+
+    libraries: bytes that the allocator reserves for workspaces and results of libraries, of each stream that has any;
+    None where nobody asked.
+    """
 
     arena_bytes: int
     requested_bytes: int
     reuse: float
     buffers: int
+    libraries: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,9 @@ def _cards(graph: GraphReport, shape: ShapeReport) -> list[tuple[str, str]]:
             cards.append((f"{overlap_fraction(line):.0%}", f"of the time several kernels run, {how}"))
     if shape.memory is not None:
         cards.append((f"{shape.memory.arena_bytes / 2**20:.1f} MiB", f"arena; sharing saves {shape.memory.reuse:.0%}"))
+        if shape.memory.libraries:
+            reserved = f"{sum(shape.memory.libraries) / 2**20:.0f} MiB"
+            cards.append((reserved, "reserved for workspaces and results of libraries"))
     if graph.replays:
         cards.append((f"{graph.hit_rate:.0%}", "of the calls were replays"))
     return cards

@@ -179,6 +179,7 @@ def _chosen(key: tuple[Any, ...], plan: Plan, captured: bool) -> dict[str, Any]:
         ],
         "arena_bytes": plan.memory.arena_bytes,
         "requested_bytes": plan.memory.requested_bytes,
+        "library_bytes": None if plan.pool is None else sum(plan.pool.values()),
     }
 
 

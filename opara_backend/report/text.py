@@ -151,6 +151,12 @@ def summary(shape: ShapeReport) -> Iterator[tuple[str, str]]:
             f"arena of {memory.arena_bytes / 2**20:.2f} MiB for {memory.requested_bytes / 2**20:.2f} MiB in "
             f"{_count(memory.buffers, 'buffer')}: sharing saves {memory.reuse:.0%}",
         )
+        if memory.libraries:
+            yield (
+                "memory of libraries",
+                f"{sum(memory.libraries) / 2**20:.0f} MiB reserved on {_count(len(memory.libraries), 'stream')} for "
+                "workspaces and results",
+            )
     if shape.critical:
         yield "critical path", f"{_count(len(shape.critical), 'kernel')}: {_route(shape)}"
     for note in shape.notes:

@@ -62,7 +62,7 @@ def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra
     """Each stream with a convolution takes 20 MiB; other kernels stay where they are."""
     _, plan_of = planner(FOUR, PROFILE)
     found = affordable(plan_of, FOUR, [in_a_row(FOUR, PROFILE), APART], NEEDED, 0, extra * MIB)
-    used = [len({one.plan.schedule.stream[k] for k in NEEDED.transient}) for one in found]
+    used = [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found]
     assert used == ([1] if streams == 1 else [1, streams]), "on one stream there is nothing else to run beside"
 
 
@@ -72,7 +72,7 @@ def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
     schedules = [in_a_row(FOUR, PROFILE), APART]
     for extra, most in ((60, 2), (90, 4)):
         found = affordable(plan_of, FOUR, schedules, NEEDED, 0, extra * MIB)
-        assert [len({one.plan.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
+        assert [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
 
 
 def test_candidates_share_what_they_take_stream_by_stream() -> None:
@@ -83,7 +83,7 @@ def test_candidates_share_what_they_take_stream_by_stream() -> None:
     other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
     _, plan_of = planner(FOUR, PROFILE)
     found = affordable(plan_of, FOUR, [row, first, other, same], NEEDED, 0, 20 * MIB)
-    assert [one.plan.schedule for one in found] == [row, first, same]
+    assert [one.schedule for one in found] == [row, first, same]
 
 
 @st.composite
@@ -109,20 +109,20 @@ def test_neither_one_nor_all_together_exceed_what_is_allowed(
     (graph, profile, _), schedules, needed = problem
     seen, plan_of = planner(graph, profile)
     found = affordable(plan_of, graph, schedules, needed, static * MIB, extra * MIB)
-    assert found[0].plan.schedule == schedules[0], "one stream always may"
-    assert all(one.plan.schedule in seen for one in found)
+    assert found[0].schedule == schedules[0], "one stream always may"
+    assert all(one.schedule in seen for one in found)
     kernels = allocations(graph, needed)
     most = allowed(static * MIB, found[0].reserved, kernels.spared, extra * MIB)
-    largest = found[0].arena + max(MORE_ARENA, (static * MIB + found[0].arena) // 10)
+    largest = found[0].memory.arena_bytes + max(MORE_ARENA, (static * MIB + found[0].memory.arena_bytes) // 10)
     together = Pools()
     for one in found:
-        alone = kernels.reserved(one.plan.schedule, one.plan.memory.releases)
-        assert one.reserved == segment_bytes(one.arena) + sum(alone.values())
-        together = kernels.captured(one.plan.schedule, one.plan.memory.releases, together)
-    widest = max(one.arena for one in found)
+        alone = kernels.reserved(one.schedule, one.memory.releases)
+        assert one.reserved == segment_bytes(one.memory.arena_bytes) + sum(alone.values())
+        together = kernels.captured(one.schedule, one.memory.releases, together)
+    widest = max(one.memory.arena_bytes for one in found)
     assert widest <= largest
     assert len(found) == 1 or segment_bytes(widest) + together.reserved <= most
-    assert len({one.plan.schedule.launches for one in found}) == len(found), "none is tried twice"
+    assert len({one.schedule.launches for one in found}) == len(found), "none is tried twice"
 
 
 @given(problems(), st.sampled_from([0, 20, 100]))
@@ -133,8 +133,8 @@ def test_what_may_be_tried_as_it_is_is_not_changed(
     _, plan_of = planner(graph, profile)
     found = affordable(plan_of, graph, schedules, needed, 0, extra * MIB)
     generous = affordable(plan_of, graph, schedules, needed, 0, 1 << 40)
-    assert [one.plan.schedule for one in generous] == [*dict.fromkeys(one.plan.schedule for one in generous)]
-    assert {one.plan.schedule.launches for one in generous} == {schedule.launches for schedule in schedules}
+    assert [one.schedule for one in generous] == [*dict.fromkeys(one.schedule for one in generous)]
+    assert {one.schedule.launches for one in generous} == {schedule.launches for schedule in schedules}
     assert len(found) <= len(generous)
 
 
@@ -156,7 +156,7 @@ def test_results_that_are_dropped_late_leave_less_for_others() -> None:
     for extra, reserved in ((40, 80), (20, 60)):
         _, one = affordable(plan_of, graph, schedules, Workspaces(), 0, extra * MIB)
         assert one.reserved == (reserved + 2) * MIB, "with the arena"
-        assert len({one.plan.schedule.stream[k] for k in calls}) == (2 if reserved == 80 else 1)
+        assert len({one.schedule.stream[k] for k in calls}) == (2 if reserved == 80 else 1)
     assert len(affordable(plan_of, graph, schedules, Workspaces(), 0, 0)) == 1
 
 

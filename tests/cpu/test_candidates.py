@@ -308,6 +308,8 @@ def test_what_is_remembered_is_captured_and_nothing_else(world: World) -> None:
     assert world.made == [captured]
     assert world.profiled == 1
     assert (plan.schedule, plan.profile, again) == (first.schedule, first.profile, tried)
+    assert (plan.reserved, plan.pool) == (first.reserved, first.pool)
+    assert plan.pool is not None, "what libraries take is told all the same"
     assert runtime.record.remembered == {()}
     assert runtime.record.stages.search == runtime.record.stages.profile == 0.0
 

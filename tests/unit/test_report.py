@@ -50,7 +50,7 @@ def test_json_gives_the_report_back(scheduled: Scheduled) -> None:
     graph, profile, schedule = scheduled
     found = report_with(shape_report(graph, profile, schedule), graph)
     text = found.to_json()
-    assert json.loads(text)["schema"] == 2
+    assert json.loads(text)["schema"] == 3
     assert Report.from_json(text) == found
 
 
@@ -64,8 +64,8 @@ def test_recorded_reports_go_through_json(name: str) -> None:
     [
         ("{", "not a report"),
         ("[]", "schema 'list'"),
-        ('{"schema": 99}', "schema 99; this version reads 2"),
-        ('{"schema": 2, "model": "x"}', "report: .*device.* expected, found model"),
+        ('{"schema": 99}', "schema 99; this version reads 3"),
+        ('{"schema": 3, "model": "x"}', "report: .*device.* expected, found model"),
         (report_of("googlenet").to_json().replace('"model":"GoogLeNet"', '"model":7'), "report.model: str expected"),
     ],
 )
@@ -221,8 +221,10 @@ def test_shapes_of_other_lowerings_are_other_graphs() -> None:
     shorter = graph_with_edges(2, [(0, 1)])
     short = Profile(profile.kernels[:2], profile.device)
     row = in_a_row(shorter, short)
-    one = SimpleNamespace(graph=graph, profile=profile, schedule=schedule, memory=plan_memory(graph, schedule))
-    other = SimpleNamespace(graph=shorter, profile=short, schedule=row, memory=plan_memory(shorter, row))
+    one = SimpleNamespace(
+        graph=graph, profile=profile, schedule=schedule, memory=plan_memory(graph, schedule), pool=None
+    )
+    other = SimpleNamespace(graph=shorter, profile=short, schedule=row, memory=plan_memory(shorter, row), pool=None)
     record = GraphRecord(graph, Options(), replays=3, other_calls=1)
     for key, plan, rewrites in (((1,), one, ()), ((2,), other, ("fuse_gemv",)), ((3,), one, ())):
         record.plans[key], record.rewritten[key] = (plan, True), rewrites  # type: ignore[assignment]
@@ -282,3 +284,17 @@ def test_the_page_holds_everything_and_keeps_text_as_text() -> None:
         assert len(json.loads(data[1])["shapes"][0]["kernels"]) == 122
         assert text.count("<script") == 2
         assert "<img" not in text
+
+
+def test_what_libraries_reserve_is_told_beside_the_arena() -> None:
+    graph, profile, schedule = diamond()
+    memory = plan_memory(graph, schedule)
+    for pool, told in (({0: 22 << 20, 2: 0, 1: 2 << 20}, (22 << 20, 2 << 20)), ({}, ()), (None, None)):
+        shape = shape_report(graph, profile, schedule, memory=memory, pool=pool)
+        assert shape.memory is not None
+        assert shape.memory.libraries == told
+        report = report_with(shape, graph)
+        assert Report.from_json(report.to_json()) == report
+        says = "24 MiB reserved on 2 streams" in str(report)
+        assert says == bool(told)
+        assert ("24 MiB" in page(report)) == bool(told)
