@@ -110,8 +110,8 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def preparing(asked: int | None, gpus: int, cores: int) -> int:
-    """Workers a GPU; if nobody asks, so many that while one is alone those of other GPUs keep half the cores busy at
-    most. One where there is no GPU: the processor itself is what must be quiet."""
+    """Workers a GPU; if nobody asks, so many that those of other GPUs, or of the only one, keep half the cores busy at
+    most, and each has a core. One where there is no GPU, whatever is asked: the processor is what must be quiet."""
     if gpus == 0:
         return 1
     others = max(1, gpus - 1)

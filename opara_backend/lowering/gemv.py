@@ -1,6 +1,6 @@
 """Products of one row or one column as reductions, which Inductor fuses with what surrounds them.
 
-Takes: an inference graph before Inductor's own passes. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a
+Takes: an inference graph that Inductor is about to lower. Gives: the same graph, in which `mm`, `addmm` and `bmm` of a
 vector and a matrix are one `operator` each. Must not change: products of other shapes or types, and those whose sums
 run across the matrix's rows in memory.
 
@@ -13,7 +13,7 @@ not where there is a bias (torch/_inductor/decomposition.py, `mm`).
 
 Where Inductor cannot ask `nvidia-smi` how fast the GPU is, in a container without it or under load, it times products
 of sizes that are no multiple of 8 with operands copied into padded ones, too (torch/_inductor/fx_passes/pad_mm.py).
-A reduction has no use for that: zeros behind the operands are left out again.
+A reduction has no use for that: zeros behind what is summed, and behind the columns, are left out again.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _without_padding(product: Node, left: Node, right: Node) -> tuple[Node, Node
 
 def _padding(operand: Node) -> tuple[Node, int, int]:
     """What `operand` is with zeros behind it, and how many more rows and columns they make of it."""
-    if operand.target is torch.ops.aten.constant_pad_nd.default:
+    if operand.target is torch.ops.aten.constant_pad_nd.default and not operand.kwargs:
         inner, padding, value = [*arguments(operand), 0][:3]
         if isinstance(inner, Node) and isinstance(padding, list | tuple) and value == 0:
             columns, rows, *others = [*list(padding)[1::2], 0, 0]
@@ -84,15 +84,19 @@ def _padding(operand: Node) -> tuple[Node, int, int]:
 
 
 def _reads_first(product: Node, but: int) -> bool:
-    """True if all that is read of `product` is its columns but the last `but`."""
-    last = product.meta["val"].dim() - 1
-    columns = product.meta["val"].shape[-1] - but
+    """True if all that is read of `product` are its columns but the last `but`; symbols are not asked for values."""
+    value = product.meta["val"]
+    columns = value.shape[-1] - but
     for user in product.users:
         if user.target is not torch.ops.aten.slice.Tensor or user.kwargs:
             return False
         given = list(arguments(user))
         _, axis, start, end, step = given + [None, 0, 0, None, 1][len(given) :]
-        if axis not in (last, -1) or start not in (0, None) or end not in (columns, -but) or step != 1:
+        if not all(isinstance(number, int) for number in (axis, start or 0, step)) or isinstance(end, Node | None):
+            return False
+        if axis not in (value.dim() - 1, -1) or start not in (0, None) or step != 1:
+            return False
+        if not (end == -but if isinstance(end, int) and end < 0 else upstream.known_equal(end, columns)):
             return False
     return True
 

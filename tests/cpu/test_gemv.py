@@ -113,6 +113,47 @@ def test_products_of_a_vector_are_fused_with_what_follows(case: str) -> None:
     assert libraries(record) == []
 
 
+@pytest.mark.parametrize(
+    ("case", "left", "right"),
+    [
+        ("padded, none of it read", (1, 19), (19, 7)),
+        ("padded where it is summed", (1, 19), (19, 8)),
+        ("padded with a bias", (1, 24), (24, 7)),
+        ("several, padded", (3, 1, 19), (3, 19, 7)),
+        ("a vector that is padded", (1, 24), (24, 7)),
+    ],
+)
+def test_zeros_are_not_summed(
+    monkeypatch: pytest.MonkeyPatch, case: str, left: tuple[int, ...], right: tuple[int, ...]
+) -> None:
+    """The operands are those that were padded; where only one was, it is as it is."""
+    seen: list[tuple[tuple[int, ...], ...]] = []
+    asked = gemv._reads_a_matrix_once
+    monkeypatch.setattr(
+        gemv, "_reads_a_matrix_once", lambda *of: (seen.append(tuple(tuple(t.shape) for t in of)), asked(*of))[1]
+    )
+    operation, operands = FUSED[case]
+    compiled(lambda *tensors: operation(*tensors).relu() + len(case), *operands)
+    assert seen == [(left, right)]
+
+
+@pytest.mark.parametrize("end", [-1, 7], ids=["from the end", "from the start"])
+def test_of_columns_of_any_number_nobody_asks_how_many(end: int) -> None:
+    """One graph for all, whether zeros behind them are seen through or not."""
+
+    def function(x: Tensor, weight: Tensor) -> Tensor:
+        return torch.mm(x, pad(weight.mT, (0, 1)))[:, :end].relu()
+
+    torch._dynamo.reset()
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(function, backend="opara", options=ON, dynamic=True)
+        for rows in (7, 9, 12):
+            x, weight = torch.randn(1, 19), torch.randn(rows, 19)
+            torch._dynamo.mark_dynamic(weight, 0)
+            torch.testing.assert_close(call(x, weight), function(x, weight))
+    assert len(records) == 1
+
+
 @pytest.mark.parametrize("case", LEFT)
 def test_others_stay_calls_of_libraries(case: str) -> None:
     operation, arguments = LEFT[case]
