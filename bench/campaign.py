@@ -48,7 +48,7 @@ STANDARD = ("reduce-overhead", "opara", "opara:nimble", "opara:wavefront", "opar
 PAPERS_OWN = ("eager", "cudagraph", "opara:paper-unfused", "opara:nimble-unfused", "opara:wavefront-unfused")
 ORDER_ALONE = ("opara:paper,launch_order=program", "opara:paper-unfused,launch_order=program")
 WITHOUT_GPU = ("inductor", "eager", "opara", "opara:paper", "opara:paper-unfused")
-MOST_PREPARING = 14  # workers a GPU: a case of batch 1 takes minutes to prepare, and is alone for five to ten seconds
+MOST_PREPARING = 14  # workers a GPU; a case takes many times as long to prepare as it is alone
 
 
 def backends_of(model: str, batch: int, on_gpu: bool) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Plans for schedules that are to be tried, such that none takes much more memory than one stream, nor do all together.
 
-Takes: schedules, a way to plan one, what libraries need. Gives: plans that say what libraries take, too.
+Takes: schedules, a way to plan one, what kernels allocate. Gives: plans that say what libraries take, too.
 Must not change: anything. Pure but for the log.
 
 An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged at
@@ -17,34 +17,31 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from opara_backend.execution.host import Plan
-from opara_backend.kernel_graph import KernelGraph
 from opara_backend.scheduling.schedule import Schedule
 from opara_backend.scheduling.segments import segment_bytes
-from opara_backend.scheduling.workspaces import Pools, Workspaces, allocations, allowed, launched, squeezing
+from opara_backend.scheduling.workspaces import Allocations, Pools, allowed, launched, squeezing
 
 log = logging.getLogger(__name__)
 
 # Bytes by which an arena may exceed that of one stream, if they are more than a tenth of that one and of what the graph
 # reads where it lies (weights, mostly).
 MORE_ARENA = 32 << 20
-
-
 TRIES = 3  # at what a schedule that takes too much could be made of
 
 
 def affordable(
     plan_of: Callable[[Schedule], Plan],
-    graph: KernelGraph,
     schedules: Iterable[Schedule],
-    needed: Workspaces,
+    kernels: Allocations,
     static_bytes: int,
     extra: int,
 ) -> list[Plan]:
     """Plans for those of `schedules`, one stream first, that may be tried, or for what could be made of them.
 
-    static_bytes: of arguments read where they lie. extra: bytes that may be taken beyond what always may.
+    kernels: what those of the graph allocate. static_bytes: of arguments read where they lie. extra: bytes that may be
+    taken beyond what always may.
     """
-    kernels, squeezed, launch = allocations(graph, needed), squeezing(graph, needed), launched(graph, needed)
+    squeezed, launch = squeezing(kernels), launched(kernels)
 
     def placed(schedule: Schedule) -> Plan:
         plan = plan_of(schedule)

@@ -128,14 +128,14 @@ def _tried(
             graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
         )
     with record.stage("schedule"):
-        schedules = runtime.schedules(graph, profile, near, memory.needed, arguments.static_bytes())
+        kernels, static_bytes = allocations(graph, memory.needed), arguments.static_bytes()
+        schedules = runtime.schedules(graph, profile, near, kernels, static_bytes)
     with record.stage("plan"):
         plans = affordable(
             lambda schedule: runtime.plan(graph, profile, schedule, captured=True),
-            graph,
             _in_time(schedules, deadline),
-            memory.needed,
-            arguments.static_bytes(),
+            kernels,
+            static_bytes,
             runtime.options.extra_memory << 20,
         )
     seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]

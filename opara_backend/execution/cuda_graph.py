@@ -136,20 +136,24 @@ _WORKSPACES = _Workspaces()
 
 def give_up_workspaces(streams: Sequence[torch.cuda.Stream]) -> None:
     """Let library workspaces of `streams` belong to the graphs captured there, and to nobody else."""
-    with EXCLUSIVE:  # nobody captures meanwhile
-        if upstream.clears_cublas_workspaces_by_stream():
-            upstream.clear_cublas_workspaces(streams)
-            return
-        if torch.cuda.get_allocator_backend() != "native":  # others do not say what they hold
-            upstream.clear_cublas_workspaces(streams)
-            _WORKSPACES.forgotten = time.monotonic()
-            return
-        freed, before = _freed(), _blocks_of_pools()
+    with EXCLUSIVE, _noting_what_may_be_others():  # nobody captures meanwhile
         upstream.clear_cublas_workspaces(streams)
-        after = _blocks_of_pools()
-        gone = sum(nbytes for address, nbytes in before.items() if address not in after)
-        if _freed() - freed > gone:  # else what went was of captured graphs, which nobody else launches
-            _WORKSPACES.forgotten = time.monotonic()
+
+
+@contextlib.contextmanager
+def _noting_what_may_be_others() -> Iterator[None]:
+    """Note the time if the block, which forgets workspaces, frees any but those of captured graphs, which nobody else
+    launches."""
+    if upstream.clears_cublas_workspaces_by_stream():
+        yield
+        return
+    told = torch.cuda.get_allocator_backend() == "native"  # others do not say what they hold
+    freed, before = (_freed(), _blocks_of_pools()) if told else (0, {})
+    yield
+    after = _blocks_of_pools() if told else {}
+    gone = sum(nbytes for address, nbytes in before.items() if address not in after)
+    if not told or _freed() - freed > gone:
+        _WORKSPACES.forgotten = time.monotonic()
 
 
 def _freed() -> int:

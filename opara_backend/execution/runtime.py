@@ -35,7 +35,7 @@ from opara_backend.report.record import GraphRecord, listeners, publish
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, ScheduleError, verify
 from opara_backend.scheduling.search import candidates
-from opara_backend.scheduling.workspaces import NONE, Workspaces, fitting, launched
+from opara_backend.scheduling.workspaces import NONE, Allocations, allocations, fitting, launched
 
 log = logging.getLogger(__name__)
 
@@ -127,29 +127,29 @@ class Runtime:
         graph: KernelGraph,
         profile: Profile,
         near: Schedule | None = None,
-        needed: Workspaces = NONE,
+        kernels: Allocations | None = None,
         static_bytes: int = 0,
     ) -> tuple[Schedule, ...]:
         """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
 
-        near: what won for another shape of the same graph, if anything did. needed: what libraries take by stream; of
-        several schedules none takes more of it than the options allow beside `static_bytes` of weights.
+        near: what won for another shape of the same graph, if anything did. kernels: what those of `graph`
+        allocate; of several schedules none takes more of it than the options allow beside `static_bytes` of weights.
         Without a device nothing runs side by side, so there is nothing to choose by measurement: the paper's policy.
         """
-        launch = launched(graph, needed)
+        kernels = kernels or allocations(graph, NONE)
         found: dict[tuple[object, ...], Schedule] = {}
-        for schedule in map(launch, self._as_asked(graph, profile, near, needed, static_bytes)):
+        for schedule in map(launched(kernels), self._as_asked(graph, profile, near, kernels, static_bytes)):
             found.setdefault(schedule.launches, schedule)
         return tuple(found.values())
 
     def _as_asked(
-        self, graph: KernelGraph, profile: Profile, near: Schedule | None, needed: Workspaces, static_bytes: int
+        self, graph: KernelGraph, profile: Profile, near: Schedule | None, kernels: Allocations, static_bytes: int
     ) -> tuple[Schedule, ...]:
         """The schedules as policies make them."""
         chosen = self.options
         if chosen.policy == "auto" and profile.device is not None:
             width, over = chosen.streams, chosen.in_place
-            fit = fitting(graph, needed, static_bytes, chosen.extra_memory << 20)
+            fit = fitting(kernels, len(graph), static_bytes, chosen.extra_memory << 20)
             how: dict[str, Any] = {"count": chosen.candidates, "streams": width, "near": near, "in_place": over}
             return candidates(graph, profile, fit=fit, **how)
         policy = "opara" if chosen.policy == "auto" else chosen.policy

@@ -78,7 +78,7 @@ def candidates(
     """
     if near is not None and 1 < near.streams <= streams and count > 1:
         verify(graph, near)
-        near = _fitted(graph, near, fit)
+        near = _fitted(near, fit)
         if near is not None:
             tried, count = count, max(2, count // 2 + 1)
             first, *rest = candidates(graph, profile, count=count, streams=streams, in_place=in_place, fit=fit)
@@ -93,7 +93,7 @@ def candidates(
         built = _built(graph, profile, dish, streams)
         if built is None or built.streams <= 1:
             continue
-        schedule = _fitted(graph, built, fit)
+        schedule = _fitted(built, fit)
         refused = refused or schedule is not built
         if schedule is not None:
             others.setdefault(schedule.launches, schedule)
@@ -118,7 +118,7 @@ def candidates(
     if waiting is not graph:
         patient = _built(waiting, profile, dishes[ranked[0].launches], streams)
         known = {schedule.launches for schedule in ranked}
-        patient = _fitted(waiting, patient, fit) if patient is not None and patient.streams > 1 else None
+        patient = _fitted(patient, fit) if patient is not None and patient.streams > 1 else None
         if patient is not None and patient.launches not in known:
             if len(ranked) > count - 2:
                 left_out = [schedule for schedule in ranked[1:] if schedule.launches not in rivals] or ranked[1:]
@@ -148,14 +148,10 @@ def _dishes(kernels: int) -> tuple[Dish, ...]:
     return tuple(dict.fromkeys((*MENU[: PATIENCE // max(1, kernels)], *RIVALS)))
 
 
-def _fitted(graph: KernelGraph, schedule: Schedule, fit: Callable[[Schedule], Schedule | None]) -> Schedule | None:
-    """What `fit` makes of `schedule`, verified if it is another; None if that runs on one stream."""
+def _fitted(schedule: Schedule, fit: Callable[[Schedule], Schedule | None]) -> Schedule | None:
+    """What `fit` makes of `schedule`; None if that runs on one stream."""
     found = fit(schedule)
-    if found is None or found.streams <= 1:
-        return None
-    if found is not schedule:
-        verify(graph, found)
-    return found
+    return found if found is not None and found.streams > 1 else None
 
 
 def _built(graph: KernelGraph, profile: Profile, dish: Dish, streams: int) -> Schedule | None:

@@ -65,7 +65,7 @@ class Allocations:
 
     transient: by kernel, while it runs. products: kernels that keep `product` on their stream. spared: what those of
     stock Inductor would keep beside. results: by kernel, buffers that it makes itself. users: of each of those that
-    end, the kernels that touch it.
+    end, the kernels that touch it. libraries: kernels that may call one.
     """
 
     transient: Mapping[int, int]
@@ -74,6 +74,7 @@ class Allocations:
     spared: int
     results: Mapping[int, tuple[tuple[str, int], ...]]
     users: Mapping[str, frozenset[int]]
+    libraries: frozenset[int]
 
     @functools.cached_property
     def _touched(self) -> Mapping[int, Sequence[str]]:
@@ -89,10 +90,15 @@ class Allocations:
         """Kernels that allocate anything."""
         return frozenset((*self.results, *(k for k, nbytes in self.transient.items() if nbytes), *self.products))
 
-    def of(self, kernel: int) -> int:
-        """What `kernel` asks for, at most in one piece."""
-        pieces = [nbytes for _, nbytes in self.results.get(kernel, ())]
-        return max(self.transient.get(kernel, 0), self.product if kernel in self.products else 0, *pieces, 0)
+    @functools.cached_property
+    def pieces(self) -> Mapping[int, int]:
+        """By kernel that may call a library, the largest piece of memory it asks for."""
+
+        def largest(kernel: int) -> int:
+            results = [nbytes for _, nbytes in self.results.get(kernel, ())]
+            return max(self.transient.get(kernel, 0), self.product if kernel in self.products else 0, *results, 0)
+
+        return {kernel: largest(kernel) for kernel in sorted(self.libraries)}
 
     def reserved(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
         """Bytes reserved on each stream when `schedule` is captured alone; see `captured`."""
@@ -167,6 +173,7 @@ def allocations(graph: KernelGraph, needed: Workspaces) -> Allocations:
         spared=needed.product if needed.replaced and not products else 0,
         results=results,
         users={name: frozenset(kernels) for name, kernels in users.items() if name not in kept},
+        libraries=library_kernels(graph),
     )
 
 
@@ -188,59 +195,50 @@ def _sized(
     return tuple(sizes.items())
 
 
-def pieces(graph: KernelGraph, needed: Workspaces) -> dict[int, int]:
-    """By kernel that may call a library, the largest piece of memory it asks for, in bytes."""
-    kernels = allocations(graph, needed)
-    return {kernel: kernels.of(kernel) for kernel in library_kernels(graph)}
-
-
-def launched(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule], Schedule]:
+def launched(kernels: Allocations) -> Callable[[Schedule], Schedule]:
     """Makes of a schedule the one to launch: its library kernels gathered, unless that takes more memory."""
-    kernels, asked = allocations(graph, needed), pieces(graph, needed)
 
     def launch(schedule: Schedule) -> Schedule:
-        together = gathered(schedule, asked)
+        together = gathered(schedule, kernels.pieces)
         before, after = (sum(kernels.reserved(each).values()) for each in (schedule, together))
-        return together if after <= before else renumbered(schedule, asked)
+        return together if after <= before else renumbered(schedule, kernels.pieces)
 
     return launch
 
 
-def squeezing(graph: KernelGraph, needed: Workspaces) -> Callable[[Schedule, int], Schedule | None]:
+def squeezing(kernels: Allocations) -> Callable[[Schedule, int], Schedule | None]:
     """Makes of a schedule another, with kernels that allocate on fewer streams, where they take turns, so that they
     allocate at most so many bytes: those that allocate much, or all; None if that is not enough.
     """
-    kernels, asked = allocations(graph, needed), pieces(graph, needed)
-    large, all_ = (frozenset(k for k, nbytes in asked.items() if nbytes > least) for least in (SMALL, 0))
+    large, every = (frozenset(k for k, nbytes in kernels.pieces.items() if nbytes > least) for least in (SMALL, 0))
 
     def squeezed(schedule: Schedule, most: int) -> Schedule | None:
         def fits(one: Schedule) -> bool:
             return sum(kernels.reserved(one).values()) <= most
 
-        together = gathered(schedule, asked)
-        found = on_fewer_streams(together, large, asked, fits) or on_fewer_streams(together, all_, asked, fits)
-        if found is None or LESS in schedule.policy:
-            return found
-        return replace(found, policy=f"{schedule.policy}, {LESS}")
+        for moved in dict.fromkeys((large, every)):
+            found = on_fewer_streams(schedule, moved, kernels.pieces, fits)
+            if found is not None:
+                return found if LESS in found.policy else replace(found, policy=f"{found.policy}, {LESS}")
+        return None
 
     return squeezed
 
 
-def fitting(
-    graph: KernelGraph, needed: Workspaces, static_bytes: int, extra: int
-) -> Callable[[Schedule], Schedule | None]:
-    """Makes of a schedule one that takes no more than is `allowed`, arenas apart: itself if it may be launched so that
-    it fits, else what `squeezing` makes of it."""
-    kernels, squeezed, asked = allocations(graph, needed), squeezing(graph, needed), pieces(graph, needed)
-    row = Schedule((0,) * len(graph), tuple(range(len(graph))), ((),) * len(graph))
+def fitting(kernels: Allocations, count: int, static_bytes: int, extra: int) -> Callable[[Schedule], Schedule | None]:
+    """Makes of a schedule of `count` kernels one that takes no more than is `allowed`, arenas apart: itself if it may
+    be launched so that it fits, else what `squeezing` makes of it."""
+    squeezed = squeezing(kernels)
+    row = Schedule((0,) * count, tuple(range(count)), ((),) * count)
     most = allowed(static_bytes, sum(kernels.reserved(row).values()), kernels.spared, extra)
 
     def fits(schedule: Schedule) -> bool:
         return sum(kernels.reserved(schedule).values()) <= most
 
     def fit(schedule: Schedule) -> Schedule | None:
-        if fits(schedule) or fits(gathered(schedule, asked)):
+        if fits(schedule):
             return schedule
-        return squeezed(schedule, most)
+        together = gathered(schedule, kernels.pieces)
+        return schedule if fits(together) else squeezed(together, most)
 
     return fit

@@ -61,7 +61,7 @@ NEEDED = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB))
 def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra: int, streams: int) -> None:
     """Each stream with a convolution takes 20 MiB; other kernels stay where they are."""
     _, plan_of = planner(FOUR, PROFILE)
-    found = affordable(plan_of, FOUR, [in_a_row(FOUR, PROFILE), APART], NEEDED, 0, extra * MIB)
+    found = affordable(plan_of, [in_a_row(FOUR, PROFILE), APART], allocations(FOUR, NEEDED), 0, extra * MIB)
     used = [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found]
     assert used == ([1] if streams == 1 else [1, streams]), "on one stream there is nothing else to run beside"
 
@@ -71,7 +71,7 @@ def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
     _, plan_of = planner(FOUR, PROFILE, arena=10 * MIB)
     schedules = [in_a_row(FOUR, PROFILE), APART]
     for extra, most in ((60, 2), (90, 4)):
-        found = affordable(plan_of, FOUR, schedules, NEEDED, 0, extra * MIB)
+        found = affordable(plan_of, schedules, allocations(FOUR, NEEDED), 0, extra * MIB)
         assert [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
 
 
@@ -82,7 +82,7 @@ def test_candidates_share_what_they_take_stream_by_stream() -> None:
     same = with_waits(FOUR, (0, 1, 0, 0, 1, 0), range(6))
     other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
     _, plan_of = planner(FOUR, PROFILE)
-    found = affordable(plan_of, FOUR, [row, first, other, same], NEEDED, 0, 20 * MIB)
+    found = affordable(plan_of, [row, first, other, same], allocations(FOUR, NEEDED), 0, 20 * MIB)
     assert [one.schedule for one in found] == [row, first, same]
 
 
@@ -108,7 +108,7 @@ def test_neither_one_nor_all_together_exceed_what_is_allowed(
 ) -> None:
     (graph, profile, _), schedules, needed = problem
     seen, plan_of = planner(graph, profile)
-    found = affordable(plan_of, graph, schedules, needed, static * MIB, extra * MIB)
+    found = affordable(plan_of, schedules, allocations(graph, needed), static * MIB, extra * MIB)
     assert found[0].schedule == schedules[0], "one stream always may"
     assert all(one.schedule in seen for one in found)
     kernels = allocations(graph, needed)
@@ -131,10 +131,10 @@ def test_what_may_be_tried_as_it_is_is_not_changed(
 ) -> None:
     (graph, profile, _), schedules, needed = problem
     _, plan_of = planner(graph, profile)
-    generous = affordable(plan_of, graph, schedules, needed, 0, 1 << 40)
+    generous = affordable(plan_of, schedules, allocations(graph, needed), 0, 1 << 40)
     assert {one.schedule.launches for one in generous} == {schedule.launches for schedule in schedules}
     for one in generous[1:]:  # alone, so that what others reserve does not count
-        row, *found = affordable(plan_of, graph, [schedules[0], one.schedule], needed, 0, extra * MIB)
+        row, *found = affordable(plan_of, [schedules[0], one.schedule], allocations(graph, needed), 0, extra * MIB)
         most = allowed(0, row.reserved, 0, extra * MIB)
         if one.reserved > most:
             assert all(other.schedule.launches != one.schedule.launches for other in found)
@@ -158,10 +158,10 @@ def test_results_that_are_dropped_late_leave_less_for_others() -> None:
     _, plan_of = planner(graph, profile)
     schedules = [in_a_row(graph, profile), apart]
     for extra, reserved in ((40, 80), (20, 60)):
-        _, one = affordable(plan_of, graph, schedules, Workspaces(), 0, extra * MIB)
+        _, one = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, extra * MIB)
         assert one.reserved == (reserved + 2) * MIB, "with the arena"
         assert len({one.schedule.stream[k] for k in calls}) == (2 if reserved == 80 else 1)
-    assert len(affordable(plan_of, graph, schedules, Workspaces(), 0, 0)) == 1
+    assert len(affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 0)) == 1
 
 
 def test_a_segment_that_another_candidate_cut_may_be_too_small() -> None:

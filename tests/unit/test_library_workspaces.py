@@ -22,7 +22,6 @@ from opara_backend.scheduling.workspaces import (
     fitting,
     is_product,
     launched,
-    pieces,
 )
 from tests.gpu_profiles import GPU, Scheduled, gpu_schedules, kernel
 from tests.strategies import WIDTHS, graph_with_edges
@@ -79,14 +78,16 @@ def test_each_stream_has_its_own(stream: tuple[int, ...], needed: Workspaces, ex
 @pytest.mark.parametrize(("extra", "streams"), [(0, 1), (28, 1), (29, 2), (60, 2), (61, 3), (93, 4)])
 def test_as_many_streams_of_products_as_there_is_memory_for(extra: int, streams: int) -> None:
     """extra: MiB, beside a tenth of what one stream takes. Products with more streams than that take turns on these."""
-    fit = fitting(FORK, CUBLAS, 0, extra * MIB)
+    fit = fitting(allocations(FORK, CUBLAS), len(FORK), 0, extra * MIB)
     for width in range(1, 6):
         schedule = build(FORK, FORK_PROFILE, policy="nimble", launch_order="program", streams=width)
-        together = gathered(schedule, pieces(FORK, CUBLAS))
+        together = gathered(schedule, allocations(FORK, CUBLAS).pieces)
         used, found = len({together.stream[k] for k in (1, 2, 3, 4)}), fit(schedule)
         assert found is not None
         assert (found is schedule) == (used <= streams)
-        assert len({gathered(found, pieces(FORK, CUBLAS)).stream[k] for k in (1, 2, 3, 4)}) == min(used, streams)
+        assert len({gathered(found, allocations(FORK, CUBLAS).pieces).stream[k] for k in (1, 2, 3, 4)}) == min(
+            used, streams
+        )
         assert found.policy == ("nimble/program" if used <= streams else "nimble/program, less memory")
 
 
@@ -94,7 +95,7 @@ def test_as_many_streams_of_products_as_there_is_memory_for(extra: int, streams:
 def test_a_large_model_may_take_a_tenth_of_itself_more(static: int, streams: int) -> None:
     """static: MiB of weights. 32 MiB for each stream with products."""
     schedule = build(FORK, FORK_PROFILE, policy="nimble", launch_order="program", streams=5)
-    found = fitting(FORK, CUBLAS, static * MIB, 0)(schedule)
+    found = fitting(allocations(FORK, CUBLAS), len(FORK), static * MIB, 0)(schedule)
     assert found is not None
     assert sum(allocations(FORK, CUBLAS).reserved(found).values()) == 32 * MIB * streams
 
@@ -109,7 +110,7 @@ def test_what_stock_inductors_products_would_keep_may_go_to_others(
     kernels = allocations(graph, needed)
     assert kernels.spared == expected * MIB
     schedule = build(graph, FORK_PROFILE, policy="nimble", launch_order="program", streams=5)
-    found = fitting(graph, needed, 0, 0)(schedule)
+    found = fitting(allocations(graph, needed), len(graph), 0, 0)(schedule)
     assert found is not None
     assert len({found.stream[k] for k in (1, 2, 3, 4)}) == (2 if expected else 1)
 
@@ -118,8 +119,8 @@ def test_a_chain_of_products_fits_whatever_streams_a_policy_spreads_it_over() ->
     chain = calling(graph_with_edges(4, [(0, 1), (1, 2), (2, 3)]), "extern_kernels.addmm", {0, 1, 2, 3})
     schedule = Schedule((0, 1, 0, 1), (0, 1, 2, 3), ((), (0,), (1,), (2,)))
     assert sum(allocations(chain, CUBLAS).reserved(schedule).values()) == 64 * MIB
-    assert fitting(chain, CUBLAS, 0, 0)(schedule) is schedule
-    assert launched(chain, CUBLAS)(schedule).streams == 1
+    assert fitting(allocations(chain, CUBLAS), len(chain), 0, 0)(schedule) is schedule
+    assert launched(allocations(chain, CUBLAS))(schedule).streams == 1
 
 
 def test_results_that_kernels_make_count_until_the_last_who_reads_them() -> None:
@@ -157,7 +158,7 @@ def test_what_is_made_to_fit_fits_and_keeps_every_order(
     problem: tuple[Scheduled, Workspaces], static: int, extra: int
 ) -> None:
     (graph, _, schedule), needed = problem
-    found = fitting(graph, needed, static * MIB, extra * MIB)(schedule)
+    found = fitting(allocations(graph, needed), len(graph), static * MIB, extra * MIB)(schedule)
     if found is None:
         return
     verify(graph, found)
@@ -168,7 +169,7 @@ def test_what_is_made_to_fit_fits_and_keeps_every_order(
     kernels = allocations(graph, needed)
     row = with_waits(graph, (0,) * len(graph), range(len(graph)))
     least = sum(kernels.reserved(row).values())
-    taken = sum(kernels.reserved(launched(graph, needed)(found)).values())
+    taken = sum(kernels.reserved(launched(allocations(graph, needed))(found)).values())
     assert taken <= allowed(static * MIB, least, kernels.spared, extra * MIB)
 
 
@@ -177,13 +178,13 @@ def test_no_schedule_that_takes_more_than_it_may_is_tried(
     problem: tuple[Scheduled, Workspaces], streams: int, count: int
 ) -> None:
     (graph, profile, _), needed = problem
-    fit = fitting(graph, needed, 0, 0)
+    fit = fitting(allocations(graph, needed), len(graph), 0, 0)
     found = candidates(graph, profile, count=count, streams=streams, fit=fit)
     kernels = allocations(graph, needed)
     least = sum(kernels.reserved(found[0]).values())
     for schedule in found[1:]:
         verify(graph, schedule)
-        taken = sum(kernels.reserved(launched(graph, needed)(schedule)).values())
+        taken = sum(kernels.reserved(launched(allocations(graph, needed))(schedule)).values())
         assert taken <= allowed(0, least, 0, 0)
 
 
@@ -191,7 +192,7 @@ def test_no_schedule_that_takes_more_than_it_may_is_tried(
 def test_without_extra_memory_one_stream_is_never_refused(problem: tuple[Scheduled, Workspaces]) -> None:
     (graph, _, _), needed = problem
     row = with_waits(graph, (0,) * len(graph), range(len(graph)))
-    assert fitting(graph, needed, 0, 0)(row) is row
+    assert fitting(allocations(graph, needed), len(graph), 0, 0)(row) is row
 
 
 def test_library_kernels_stay_apart_where_gathering_would_take_more() -> None:
@@ -200,9 +201,9 @@ def test_library_kernels_stay_apart_where_gathering_would_take_more() -> None:
     needed = Workspaces({0: 24 * MIB, 1: 12 * MIB, 3: 24 * MIB})
     schedule = with_waits(graph, (1, 0, 2, 1), range(4))
     kernels = allocations(graph, needed)
-    together = gathered(schedule, pieces(graph, needed))
+    together = gathered(schedule, allocations(graph, needed).pieces)
     assert (together.streams, sum(kernels.reserved(together).values())) == (2, 48 * MIB)
-    found = launched(graph, needed)(schedule)
+    found = launched(allocations(graph, needed))(schedule)
     assert (found.streams, kernels.reserved(found)) == (3, {0: 24 * MIB, 1: 12 * MIB})
     assert happens_before(found).ordered(1, 2), "which it waited for before"
 

@@ -77,8 +77,8 @@ def test_what_5000_kernels_allocate_and_how_to_have_them_allocate_less() -> None
     stream = streams.bound_width(graph, streams.opara(graph), order, profile.durations(), 8)
     schedule = with_waits(graph, stream, order)
     within(2, lambda: allocations(graph, needed).reserved(schedule))
-    assert within(4, lambda: squeezing(graph, needed)(schedule, 0)) is None  # after a look at all there is
-    found = squeezing(graph, needed)(schedule, 1 << 40)
+    assert within(4, lambda: squeezing(allocations(graph, needed))(schedule, 0)) is None  # after a look at all there is
+    found = squeezing(allocations(graph, needed))(schedule, 1 << 40)
     assert found is not None
     verify(graph, found)
 
