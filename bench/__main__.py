@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from bench import campaign, ci, compare, measuring, paper, plots
+from bench import campaign, ci, compare, first_calls, measuring, paper, plots
 from bench.readme import PAGES, renewed
 
 
@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; see the commands."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Benchmarks of the opara backend.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for module in (measuring, compare, plots, ci, campaign, paper):
+    for module in (measuring, first_calls, compare, plots, ci, campaign, paper):
         module.add(commands)
     commands.add_parser("readme", help="renew the generated parts of README.md and docs/").set_defaults(command=_readme)
     chosen = parser.parse_args(argv)

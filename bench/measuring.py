@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import models
 from bench.about import environment
+from bench.first_calls import first_calls
 from bench.run import Job, run_job
 from bench.samples import Results, Row, save
 from bench.summary import case_table, problems
 from bench.tables import console
 from bench.variants import accepted, defaults, variant
-from bench.workers import measured, together
+from bench.workers import measured
 from opara_backend.commands.console import positive
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -105,27 +105,13 @@ def main(chosen: argparse.Namespace) -> int:
 
 def measure_case(job: Job, processes: int, caches: str | None, about: dict[str, object]) -> Iterator[Row]:
     """The rows of one case from every process. caches: a folder, if first calls are to be timed cold and warm."""
-    cold, warm = ({}, {}) if caches is None else first_calls(replace(job, caches=caches, record_to=None))
+    first = {} if caches is None else {row.backend: row for row in first_calls(replace(job, caches=caches))}
     for process in range(processes):
         own = replace(job, process=process, caches=caches)
         rows = run_job(own, about) if processes == 1 else next(measured([own]))
         for row in rows:
-            yield replace(row, cold_seconds=cold.get(row.backend), warm_seconds=warm.get(row.backend))
-
-
-def first_calls(job: Job) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of the first call of each backend in a fresh process of its own: caches empty, then filled."""
-    found: tuple[dict[str, float], dict[str, float]] = ({}, {})
-    for backend in job.backends:
-        if not variant(backend).compiles:
-            continue
-        folder = f"{job.caches}/{len(found[0])}"  # variants of the same kernels must not warm each other
-        own = replace(job, backends=(backend,), caches=folder)
-        for seconds in found:
-            for row in together([own], workers=1, deadline=time.monotonic() + 1800):
-                if row.problem is None and row.first_call_seconds is not None:
-                    seconds[backend] = row.first_call_seconds
-    return found
+            found = first.get(row.backend, row)
+            yield replace(row, cold_seconds=found.cold_seconds, warm_seconds=found.warm_seconds)
 
 
 def progress_bar(output: Console) -> Progress:

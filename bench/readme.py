@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from bench import layers
+from bench import layers, starts
 from bench.report import TABLES
 from bench.samples import Results, load
 from opara_backend.options import ACCEPTED, Options
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "options.md", ROOT / "docs" / "results.md")
 _RESULTS = re.compile(rf"(<!-- ({'|'.join(TABLES)}): (\S+)( \w+)? -->\n).*?(<!-- end of results -->)", re.DOTALL)
 _LAYERS = re.compile(r"(<!-- layers: (\S+) -->\n).*?(<!-- end of layers -->)", re.DOTALL)
+_STARTS = re.compile(r"(<!-- first calls: (\S+) -->\n).*?(<!-- end of first calls -->)", re.DOTALL)
 _OPTIONS = re.compile(r"(<!-- options -->\n).*?(<!-- end of options -->)", re.DOTALL)
 
 
@@ -26,6 +27,7 @@ def renewed(text: str) -> str:
     """`text` with its generated parts made from the committed results and from `options.py`."""
     text = _RESULTS.sub(lambda m: f"{m[1]}{TABLES[m[2]](_results(m[3], m[4]))}\n{m[5]}", text)
     text = _LAYERS.sub(lambda m: f"{m[1]}{layers.markdown(ROOT / m[2])}\n{m[3]}", text)
+    text = _STARTS.sub(lambda m: f"{m[1]}{starts.markdown(ROOT / m[2])}\n{m[3]}", text)
     return _OPTIONS.sub(lambda m: f"{m[1]}{options_table()}\n{m[2]}", text)
 
 

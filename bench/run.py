@@ -72,8 +72,8 @@ def run_job(job: Job, about: dict[str, Any] | None = None) -> list[Row]:
     """Measure `job`. about: what recorded kernel graphs say of themselves beside the case."""
     model, inputs, device = prepare(job)
     with torch.inference_mode(), _side_by_side():
-        reference = _flat(model(*inputs))
-        prepared = [_prepare_variant(job, variant(b), model, inputs, reference, device) for b in job.backends]
+        eager = _flat(model(*inputs))
+        prepared = [_prepare_variant(job, variant(b), model, inputs, lambda: eager, device) for b in job.backends]
         ready = {p.row.backend: p for p in prepared if isinstance(p, Ready)}
         compiled = _frames()
         with gate.alone():
@@ -133,12 +133,15 @@ def _prepare_variant(
     chosen: Variant,
     model: nn.Module,
     inputs: tuple[torch.Tensor, ...],
-    reference: list[torch.Tensor],
+    reference: Callable[[], list[torch.Tensor]],
     device: torch.device,
     *,
     remember: bool = False,
 ) -> Ready | Row:
-    """Compile, warm up and check one variant; its row with the problem if it fails."""
+    """Compile, warm up and check one variant; its row with the problem if it fails.
+
+    reference: what eager computes, asked for after the first call.
+    """
     row = Row(*job.case, chosen.name, None, None, None, process=job.process)
     if chosen.needs_gpu and device.type != "cuda":
         return replace(row, problem="needs a GPU")
@@ -158,7 +161,7 @@ def _warm(
     model: nn.Module,
     inputs: tuple[torch.Tensor, ...],
     call: Callable[[], Any],
-    reference: list[torch.Tensor],
+    reference: Callable[[], list[torch.Tensor]],
     device: torch.device,
 ) -> Ready | Row:
     torch._dynamo.utils.counters.clear()
@@ -171,11 +174,12 @@ def _warm(
         for _ in range(CALLS - 1):
             found = _flat(call())
             _synchronize(device)  # a process that is stopped here has little queued
-    error = distance(found, reference)
+    eager = reference()
+    error = distance(found, eager)
     limit = TOLERANCE[getattr(torch, job.dtype)]
     agrees = error <= limit  # NaN is no agreement either
     if not agrees:
-        agrees = _as_close_as_eager(found, reference, model, inputs, limit)
+        agrees = _as_close_as_eager(found, eager, model, inputs, limit)
     seen = observe.facts(records)
     fallbacks = seen.fallbacks or observe.stock_reasons(torch._dynamo.utils.counters)
     row = replace(
@@ -286,15 +290,18 @@ def _portable(graph: KernelGraph) -> KernelGraph:
 def first_call(job: Job) -> Row:
     """The first call of a fresh process under the job's only backend, in `first_call_seconds`; nothing is timed.
 
-    What every backend pays once a process, importing Inductor and starting its workers, is paid before.
+    What every backend pays once a process is paid before: importing Inductor and starting its workers, loading CUDA's
+    libraries. Eager computes after it: what libraries choose for each shape, a backend's first call pays for.
     """
     model, inputs, device = prepare(job)
     torch.compile(lambda x: x + 1)(torch.zeros(8, device=device))
+    some = torch.zeros(1, 1, 8, 8, device=device, dtype=getattr(torch, job.dtype))
+    _ = torch.nn.functional.conv2d(some, some[..., :3, :3]) @ some[..., :6, :6]
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     lock = Path(job.caches) / f"tuning-{gpu}.lock" if job.caches else None
     with torch.inference_mode(), _side_by_side(), gate.tuning_alone(lock):
-        reference = _flat(model(*inputs))
-        made = _prepare_variant(job, variant(job.backends[0]), model, inputs, reference, device, remember=True)
+        chosen = variant(job.backends[0])
+        made = _prepare_variant(job, chosen, model, inputs, lambda: _flat(model(*inputs)), device, remember=True)
     return made.row if isinstance(made, Ready) else made
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import measuring, workers
+from bench import workers
 from bench.__main__ import main
-from bench.measuring import first_calls
+from bench.first_calls import first_calls
 from bench.planted import slowed
 from bench.run import Job, _as_close_as_eager, caches, distance, run_job
 from bench.samples import Row, Samples, load
@@ -187,12 +187,12 @@ def test_first_calls_are_timed_cold_and_warm(monkeypatch: pytest.MonkeyPatch) ->
         seen.append((jobs[0].backends, jobs[0].caches))
         return [Row(*jobs[0].case, jobs[0].backends[0], None, 0.0, 10.0 / len(seen))]
 
-    monkeypatch.setattr(measuring, "together", together)
-    cold, warm = first_calls(Job("m", "float32", 1, ("eager", "inductor", "opara"), caches="c"))
-    assert (cold, warm) == (
-        {"inductor": 10.0, "opara": pytest.approx(10 / 3)},
-        {"inductor": 5.0, "opara": pytest.approx(10 / 4)},
-    )
+    monkeypatch.setattr("bench.first_calls.together", together)
+    rows = [*first_calls(Job("m", "float32", 1, ("eager", "inductor", "opara"), caches="c"))]
+    assert {row.backend: (row.cold_seconds, row.warm_seconds) for row in rows} == {
+        "inductor": (10.0, 5.0),
+        "opara": (pytest.approx(10 / 3), pytest.approx(10 / 4)),
+    }
     assert len(set(seen)) == 2
     assert seen[0] == seen[1]
 
