@@ -67,8 +67,8 @@ def compiled(
             log.warning(note)
     try:
         return _compiled(gm, example_inputs, chosen, inductor, named)
-    except upstream.RestartAnalysis:
-        raise  # Dynamo traces once more
+    except (upstream.RestartAnalysis, fallback.OparaFallbackError):
+        raise  # Dynamo traces once more; or a step down that was asked to be an error
     except Exception as error:
         rewrites = _rewrites(chosen, example_inputs)
         if not rewrites:

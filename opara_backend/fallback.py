@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class FallbackReason(enum.Enum):
-    """Why a graph is not captured on several streams. The value is the name users see and count."""
+    """Why a graph does not run as it was asked to. The value is the name users see and count."""
 
     TRAINING = "training"
     UNSUPPORTED_DEVICE = "unsupported_device"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.placement import members, place
+from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, happens_before
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
@@ -157,12 +158,14 @@ def _duration(kernels: int, position: Mapping[int, int]) -> int:
 def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> None:
     """Raise MemoryPlanError if two buffers sharing bytes may be alive together, or one lies outside the arena.
 
-    Computed from reads, writes and ancestors alone, by other means than `plan_memory` uses.
+    Computed from reads and writes alone, and by other means than `plan_memory` uses: ancestors where that goes by what
+    has ended and begun, vector clocks where that goes by ancestors, to write in place.
     """
     if len(plan.releases) != len(schedule.order):
         raise MemoryPlanError(f"{len(plan.releases)} lists of buffers to drop for {len(schedule.order)} launches")
     ancestors = ancestors_of(schedule)
     accesses = accesses_of(graph)
+    before = happens_before(schedule)
     common = {p.buffer: intersection(ancestors, accesses.get(p.buffer, 0)) for p in plan.placements}
     kept = with_wholes(graph, graph.outputs)
     for placement in plan.placements:
@@ -174,7 +177,7 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
-            in_place = _in_place(graph, placement, other, accesses, ancestors, kept)
+            in_place = _in_place(graph, placement, other, accesses, before, kept)
             if not in_place and not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
@@ -191,16 +194,22 @@ def _in_place(
     first: Placement,
     second: Placement,
     accesses: dict[str, int],
-    ancestors: Sequence[int],
+    before: HappensBefore,
     kept: set[str],
 ) -> bool:
-    """True if a kernel writes one over the other, which is over then, exactly where it lay."""
+    """True if a kernel writes one over the other, which is over then, exactly where it lay.
+
+    It is the last to touch the one and the first to touch the other.
+    """
     if (first.offset, first.nbytes) != (second.offset, second.nbytes):
         return False
     for read, written in ((first.buffer, second.buffer), (second.buffer, first.buffer)):
         for kernel in members(accesses.get(written, 0)):
-            says_so = (read, written) in graph.kernels[kernel].inplace and read not in kept
-            if says_so and replaces(kernel, accesses[read], accesses[written], ancestors):
+            if (read, written) not in graph.kernels[kernel].inplace or read in kept:
+                continue
+            earlier = (before.ordered(k, kernel) for k in members(accesses[read]) if k != kernel)
+            later = (before.ordered(kernel, k) for k in members(accesses[written]) if k != kernel)
+            if all(earlier) and all(later):
                 return True
     return False
 

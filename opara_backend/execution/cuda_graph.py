@@ -110,8 +110,9 @@ def capture(
 
     supply: where the arena's memory comes from; it may be that of graphs which never run at the same time.
     workspaces_stay: the next capture into `pool` uses the same library workspaces; `give_up_workspaces` ends that.
-    probe: called with a kernel's index before its launch, and with -1 behind the last, on the kernel's stream: for
-    events between kernels. All kernels must have run once before, so that nothing is compiled or tuned in capture.
+    probe: called with a kernel's index before its launch, on its stream, and with -1 behind the last, on the first
+    stream, which then waits for the others: for events between kernels of one stream. All kernels must have run once
+    before, so that nothing is compiled or tuned in capture.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:

@@ -130,7 +130,7 @@ class Runtime:
         kernels: Allocations | None = None,
         static_bytes: int = 0,
     ) -> tuple[Schedule, ...]:
-        """The schedules the options ask for, verified: one, or with `policy="auto"` several to choose from.
+        """The schedules the options ask for: one, or with `policy="auto"` several to choose from. `plan` verifies each.
 
         near: what won for another shape of the same graph, if anything did. kernels: what those of `graph`
         allocate; of several schedules none takes more of it than the options allow beside `static_bytes` of weights.

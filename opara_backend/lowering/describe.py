@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch.utils import flop_counter
-from torch.utils._pytree import tree_map
 
 from opara_backend import upstream
 from opara_backend.kernel_graph import Buffer
@@ -131,7 +130,7 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
                 packet, operands = (torch.ops.aten.mm if len(value) == 2 else torch.ops.aten.bmm), operands[:2]
             if (formulas or of_vector or written) and packet in flop_counter.flop_registry:
                 args, kwargs = torch.fx.node.map_arg((operands, fx_node.kwargs), lambda n: n.meta["val"])
-                args, kwargs = tree_map(_concrete, (args, kwargs))
+                args, kwargs = upstream.tree_map(_concrete, (args, kwargs))
                 total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))
             elif isinstance(value, torch.Size):
                 total += value.numel()

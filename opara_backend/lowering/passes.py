@@ -117,8 +117,9 @@ def asking(asked: tuple[str, ...], *, looking: bool = False) -> Iterator[None]:
 @functools.cache
 def lowering_hash() -> str:
     """Hash of the sources that decide the emitted text: a changed lowering never meets a module of the old one."""
-    package = pathlib.Path(__file__).parent
+    package = pathlib.Path(__file__).parent.parent
+    folders = [*sorted(package.glob("lowering/*.py")), *sorted(package.glob("upstream/*.py"))]
     digest = hashlib.sha256()
-    for source in (*sorted(package.glob("*.py")), package.parent / "kernel_graph.py", package.parent / "upstream.py"):
+    for source in (*folders, package / "kernel_graph.py"):
         digest.update(source.read_bytes())
     return digest.hexdigest()

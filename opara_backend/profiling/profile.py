@@ -77,10 +77,9 @@ def build_profile(
     for index, kernel in enumerate(graph.kernels):
         nbytes = kernel_bytes(graph, index)
         own = tuple(launches[index]) if launches is not None else ()
-        if device is None:
-            found.append(KernelProfile(durations[index], durations[index], True, own, nbytes))
-            continue
-        demand = max((gpu_share(launch, device) for launch in own), default=0.0)
-        memory_bound = is_memory_bound(kernel.flops, nbytes, kernel.dtype, device)
+        demand = durations[index]
+        if device is not None and launches is not None:
+            demand = max((gpu_share(launch, device) for launch in own), default=0.0)
+        memory_bound = device is None or is_memory_bound(kernel.flops, nbytes, kernel.dtype, device)
         found.append(KernelProfile(durations[index], demand, memory_bound, own, nbytes))
     return Profile(tuple(found), device)

@@ -76,7 +76,8 @@ def made_by(
 ) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The model, its inputs by position and by keyword, as `factory` returns them, on the device and of the type."""
     import torch
-    from torch.utils._pytree import tree_map
+
+    from opara_backend.upstream import tree_map
 
     made = factory()
     if not (isinstance(made, tuple) and len(made) in (2, 3) and callable(made[0])):

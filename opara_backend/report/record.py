@@ -61,7 +61,7 @@ class Timed:
 class GraphRecord:
     """One compiled graph: what it was lowered to, how each shape of it runs, and every step down the ladder.
 
-    rewrites: which of Inductor's kernels' rewrites (options) there are in `graph`.
+    rewrites: which of ours (options) found something to do in `graph`.
     plans: per concrete shape that is ready to run, the Plan and whether it is a captured CUDA Graph.
     candidates: per concrete shape, the schedules that were tried and their measured seconds per replay.
     rewritten: per captured shape, which rewrites there are in what it runs by. lowerings: per concrete shape for which

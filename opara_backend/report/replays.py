@@ -29,16 +29,20 @@ log = logging.getLogger(__name__)
 
 REPLAYS = 5
 
+Plans = Sequence[Sequence[tuple["Plan", bool]]]
+"""For each graph of a report the Plan of each shape, and whether it is captured."""
+
 
 def with_measured(report: Report, records: Sequence[GraphRecord], call: Callable[[], object]) -> Report:
     """`report` with a measured timeline for every captured shape that `call` replays."""
+    reported = plans(records)  # calls may make captures, and displace others
     try:
         events = profiled(call)
     except Exception as error:  # another profiler may be running; a report without is better than none
         log.debug("no measured timeline", exc_info=error)
         why = f"no measured timeline: torch.profiler failed: {type(error).__name__}: {error}"
         return replace(report, notes=(*report.notes, why))
-    return with_events(report, records, events)
+    return with_events(report, reported, events)
 
 
 def profiled(call: Callable[[], object]) -> list[dict[str, Any]]:
@@ -54,11 +58,15 @@ def profiled(call: Callable[[], object]) -> list[dict[str, Any]]:
     return events
 
 
-def with_events(report: Report, records: Sequence[GraphRecord], events: Sequence[dict[str, Any]]) -> Report:
-    """`report` with what a trace tells about its shapes; `records` in the order of the report's graphs."""
+def plans(records: Sequence[GraphRecord]) -> Plans:
+    """What a report of `records` reports on: the plans of each graph's shapes, in its order."""
+    return [[r.plans[key] for key in keys] for r in records for keys in by_lowering(r).values() or [()]]
+
+
+def with_events(report: Report, reported: Plans, events: Sequence[dict[str, Any]]) -> Report:
+    """`report` with what a trace tells about its shapes. reported: their `plans`, as they were when it was made."""
     traced = replays(events)
-    plans = [[r.plans[key] for key in keys] for r in records for keys in by_lowering(r).values() or [()]]
-    graphs = [_graph(graph, of_shapes, traced) for graph, of_shapes in zip(report.graphs, plans, strict=True)]
+    graphs = [_graph(graph, of_shapes, traced) for graph, of_shapes in zip(report.graphs, reported, strict=True)]
     return replace(report, graphs=tuple(graphs))
 
 

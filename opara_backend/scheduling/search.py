@@ -4,7 +4,8 @@ Takes: a KernelGraph and its Profile, how many candidates may be tried, a width.
 stream first, then the most promising. Must not change: anything. Imports no torch. Deterministic.
 
 The simulator only decides what is worth measuring; what is kept is decided by what the device took (`kept`). One stream
-is always among the candidates, so the result is never slower than the same kernels in a row. Where kernels fill the
+is always among the candidates, so the result is not slower than the same kernels in a row, but for the little that
+`kept` gives up for less memory. Where kernels fill the
 GPU the simulator knows little, so the schedules that others would have made are among them as well (`RIVALS`).
 """
 

@@ -57,6 +57,21 @@ def test_or_refused_where_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) ->
         compiled(nn.Linear(16, 8), fallback="error")(torch.randn(1, 16))
 
 
+def test_a_step_down_that_is_to_be_an_error_is_no_failure_of_a_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph would be lowered again, in vain."""
+    times: list[bool] = []
+    compile_fx = upstream.compile_fx
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        times.append(True)
+        return compile_fx(*args, **kwargs)
+
+    monkeypatch.setattr(upstream, "compile_fx", watched)
+    with torch.enable_grad(), pytest.raises(Exception, match="training"):
+        compiled(nn.Linear(16, 8), fallback="error")(torch.randn(2, 16))
+    assert times == [True]
+
+
 def test_what_fails_all_the_same_is_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upstream, "compile_fx_inner", fail)
     with pytest.raises(Exception, match="injected"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+PACKAGE = Path(__file__).parents[2] / "opara_backend"
 PURE = (
     "kernel_graph",
     "memory",
@@ -49,3 +52,24 @@ def test_what_is_public_is_found_by_completion_without_loading_torch() -> None:
     loaded = output_of("import sys, opara_backend; print(*dir(opara_backend)); print(*sys.modules)").splitlines()
     assert {"explain", "Report", "OparaFallbackError", "__version__"} <= set(loaded[0].split())
     assert "torch" not in loaded[1].split()
+
+
+def test_private_parts_of_torch_are_imported_by_one_package_alone() -> None:
+    """What a release of torch's moves is looked for in one place."""
+    found = {
+        path.relative_to(PACKAGE).parts[0]
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        for name in _modules(node)
+        if name.startswith("torch.") and any(part.startswith("_") for part in name.split("."))
+    }
+    assert found == {"upstream"}
+
+
+def _modules(node: ast.AST) -> list[str]:
+    """What a statement imports, dotted."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [f"{node.module}.{alias.name}" for alias in node.names]
+    return []

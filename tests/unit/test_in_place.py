@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opara_backend import memory
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import (
     MemoryPlan,
@@ -111,6 +112,17 @@ def test_a_kernel_may_replace_what_all_others_are_done_with(
     expected = read <= earlier and written <= later
     sets = (sum(1 << k for k in chosen) for chosen in (read, written))
     assert replaces(kernel, *sets, ancestors_of(schedule)) == expected
+
+
+def test_a_plan_that_writes_over_what_is_still_read_is_found_by_other_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the planner wrong about it, the check would not be wrong in the same way."""
+    graph = graph_of(("", "a"), ("a", "b"), ("a b", "o"), outputs="o", buffers=sized("abo"))
+    schedule = with_waits(graph, (0, 0, 0), range(3))
+    monkeypatch.setattr(memory, "replaces", lambda *given: True)
+    plan = plan_memory(over(graph, k1="a>b"), schedule)
+    assert offsets(plan)["a"] == offsets(plan)["b"]
+    with pytest.raises(MemoryPlanError, match="live together"):
+        verify_memory(over(graph, k1="a>b"), schedule, plan)
 
 
 def test_a_kernel_further_down_in_the_program_need_not_come_later() -> None:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.profiling.profile import Profile
+from opara_backend.profiling.device import preset
+from opara_backend.profiling.profile import Profile, build_profile
 from opara_backend.scheduling.launch_order import LAUNCH_ORDERS, opara, program
-from tests.strategies import graph_with_edges, profile_of, profiled_graphs
+from tests.strategies import graph_of, graph_with_edges, profile_of, profiled_graphs
 
 M, C = "memory", "compute"
 
@@ -81,3 +82,11 @@ def test_order_is_deterministic(problem: tuple[KernelGraph, Profile]) -> None:
 
 def test_program_order_is_that_of_the_kernels() -> None:
     assert program(graph_with_edges(3, [(0, 2)]), profile_of((M, 3.0), (C, 2.0), (M, 1.0))) == (0, 1, 2)
+
+
+@pytest.mark.parametrize("device", [None, "H200"])
+def test_kernels_whose_launches_are_unknown_go_by_duration(device: str | None) -> None:
+    """As without cuda-bindings: the shortest first, on a GPU that is known as on one that is not."""
+    graph = graph_of(("", "a"), ("", "b"), ("", "c"))
+    profile = build_profile(graph, [3e-6, 1e-6, 2e-6], None, None if device is None else preset(device))
+    assert opara(graph, profile) == (1, 2, 0)

@@ -19,7 +19,7 @@ from opara_backend.report.matching import match
 from opara_backend.report.measured import measured, replays
 from opara_backend.report.model import Report
 from opara_backend.report.record import GraphRecord
-from opara_backend.report.replays import with_events
+from opara_backend.report.replays import plans, with_events, with_measured
 from opara_backend.report.timelines import predicted
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import happens_before
@@ -86,13 +86,34 @@ def test_a_report_gains_what_a_trace_tells() -> None:
         plan = Plan(one.graph, one.profile, one.schedule, plan_memory(one.graph, one.schedule))
         records.append(GraphRecord(one.graph, Options(), plans={(): (plan, True), ("in order",): (plan, False)}))
     report = Report("both", "a GPU", (), graphs=tuple(g for r in records for g in graph_reports(r, GPU)))
-    mixed = with_events(report, records, [*found.events, *other.events])
+    mixed = with_events(report, plans(records), [*found.events, *other.events])
     for graph, one in zip(mixed.graphs, (found, other), strict=True):
         assert graph.shapes[0].timeline("measured") == one.timeline()
         assert graph.shapes[1].timeline("measured") is None
-    alone = with_events(report, records, found.events)
+    alone = with_events(report, plans(records), found.events)
     assert any("none of 3 replays" in note for note in alone.graphs[1].shapes[0].notes)
-    assert any("none of 0 replays" in note for note in with_events(report, records, []).graphs[0].shapes[0].notes)
+    assert any(
+        "none of 0 replays" in note for note in with_events(report, plans(records), []).graphs[0].shapes[0].notes
+    )
+
+
+def test_shapes_that_profiled_calls_bring_or_take_are_not_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is matched with the plans that it was made from: another shape has other kernels' times."""
+    found, other = recorded("googlenet"), recorded("moe_decode")
+    ours, theirs = (
+        (Plan(one.graph, one.profile, one.schedule, plan_memory(one.graph, one.schedule)), True)
+        for one in (found, other)
+    )
+    record = GraphRecord(found.graph, Options(), plans={("first",): ours})
+    report = Report("one", "a GPU", (), graphs=tuple(graph_reports(record, GPU)))
+
+    def profiled(call: object) -> object:
+        record.plans = {("second",): theirs, ("third",): theirs}
+        return found.events
+
+    monkeypatch.setattr("opara_backend.report.replays.profiled", profiled)
+    (graph,) = with_measured(report, [record], lambda: None).graphs
+    assert [shape.timeline("measured") for shape in graph.shapes] == [found.timeline()]
 
 
 def test_replays_of_another_graph_are_not_ours() -> None:
