@@ -20,7 +20,6 @@ import torch
 
 from opara_backend import fallback
 from opara_backend import options as own_options
-from opara_backend._version import __version__
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
 
@@ -186,4 +185,4 @@ def _on_cuda(example_inputs: Sequence[Any]) -> bool:
     return any(isinstance(x, torch.Tensor) and x.is_cuda for x in example_inputs)
 
 
-__all__ = ["__version__", "opara"]
+__all__ = ["opara"]

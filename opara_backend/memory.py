@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.placement import members, place
 from opara_backend.scheduling.happens_before import HappensBefore
-from opara_backend.scheduling.schedule import Schedule, happens_before
+from opara_backend.scheduling.schedule import Schedule, directly_behind, happens_before
 
 ALIGNMENT = 512  # what the CUDA caching allocator gives, so that kernels see the alignment they were tuned with
 
@@ -246,16 +246,11 @@ def accesses_of(graph: KernelGraph) -> dict[str, int]:
 
 def ancestors_of(schedule: Schedule) -> list[int]:
     """For each kernel, the bit set of kernels that happen before it."""
-    found: dict[int, int] = {}
-    last: dict[int, int] = {}
+    found, behind = [0] * len(schedule.order), directly_behind(schedule)
     for kernel in schedule.order:
-        stream = schedule.stream[kernel]
-        bits = 0
-        for before in (*schedule.waits[kernel], *([last[stream]] if stream in last else [])):
-            bits |= found[before] | 1 << before
-        found[kernel] = bits
-        last[stream] = kernel
-    return [found[kernel] for kernel in range(len(found))]
+        for before in behind[kernel]:
+            found[kernel] |= found[before] | 1 << before
+    return found
 
 
 def _ended(schedule: Schedule, touched: Sequence[int]) -> list[int]:

@@ -115,7 +115,7 @@ def capture_fastest(
 
 
 def capture_again(
-    runtime: Runtime, decided: tuple[Runtime, Plan], graph: KernelGraph, arguments: StaticArguments, memory: Memory
+    runtime: Runtime, decided: tuple[Runtime, Plan], arguments: StaticArguments, memory: Memory
 ) -> Kept | None:
     """What was decided for a shape, captured with parameters that lie elsewhere; None if it does not do with them what
     `runtime` does, which runs by its own lowering then."""

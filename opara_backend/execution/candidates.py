@@ -220,4 +220,4 @@ def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[
 def _chain(runtime: Runtime, graph: KernelGraph) -> Plan:
     """The program on one stream, before anything is known of its kernels."""
     unknown = build_profile(graph, [0.0] * len(graph), None, None)
-    return runtime.plan(graph, unknown, in_a_row(graph, unknown), captured=True)
+    return runtime.plan(graph, unknown, in_a_row(graph), captured=True)

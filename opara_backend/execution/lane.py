@@ -158,7 +158,8 @@ class CudaLane:
                 if served is not None:
                     return served
                 self.runtime.refuse_again()
-                return self._first_call(key, args, again and self._may_capture())
+                with annotate.stage(self.runtime.options.annotate, self.runtime.name, "first call"):
+                    return self._first_call(key, args, again and self._may_capture())
         finally:
             cuda_graph.EXCLUSIVE.release()
 
@@ -224,10 +225,6 @@ class CudaLane:
 
     def _first_call(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
         """Run once in program order, which is the call; then, if that is `worth` it, profile, schedule and capture."""
-        with annotate.stage(self.runtime.options.annotate, self.runtime.name, "first call"):
-            return self._first_call_of(key, args, worth)
-
-    def _first_call_of(self, key: Key, args: Sequence[Any], worth: bool) -> tuple[Any, ...]:
         program, graph, lives = self.runtime.program, self.runtime.graph, self.runtime.lives
         with self.runtime.record.stage("first_run"):
             if not worth:
@@ -260,7 +257,7 @@ class CudaLane:
         self._never = True
         try:
             profile = build_profile(graph, durations, None, None)
-            plan = self.runtime.plan(graph, profile, in_a_row(graph, profile), captured=False)
+            plan = self.runtime.plan(graph, profile, in_a_row(graph), captured=False)
         except Exception as error:  # then without a plan: what works for every program
             self.runtime.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
             return
@@ -280,7 +277,7 @@ class CudaLane:
         decided, memory = self._decided.get(decided_as), Memory(self._memory_pool(), self._shared, needed)
         with state_kept(arguments.written_static(program, graph), graph):
             # Where the shape is known there is nothing to find out: the same kernels, read from other addresses.
-            kept = capture_again(self.runtime, decided, graph, arguments, memory) if decided is not None else None
+            kept = capture_again(self.runtime, decided, arguments, memory) if decided is not None else None
             if kept is None:
                 kept = self._search(key, graph, arguments, memory, alone=decided is not None)
         program, plan, captured = kept.runtime.program, kept.plan, kept.captured
@@ -299,6 +296,7 @@ class CudaLane:
     def _search(self, key: Key, graph: KernelGraph, arguments: StaticArguments, memory: Memory, alone: bool) -> Kept:
         """The fastest lowering and schedule for shape `key`. alone: of the first lowering, as no other will do."""
         shape, record = self.runtime.shape_of(key), self.runtime.record
+        record.remembered -= {shape, key}  # whatever an earlier search of it found
         kept = capture_fastest(self.runtime, graph, arguments, memory, shape, self._near, alone=alone)
         record.measured(key, kept.tried, kept.lowerings)
         if shape in record.remembered:

@@ -16,10 +16,9 @@ import torch
 from torch.fx import Graph, Node
 
 from opara_backend.lowering import gemv
-from opara_backend.lowering.rewriting import Writer, arguments
+from opara_backend.lowering.rewriting import VIEWS, Writer, arguments
 
 _SPLITS = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default)
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
 class ColumnWriter(Writer):
@@ -57,7 +56,7 @@ def split_products(graph: Graph) -> int:
 
 def erase_unread(graph: Graph, node: Node) -> None:
     """Erase `node`, if nobody reads it, and what only it read, as far as that is a product or a part of one."""
-    parts = (operator.getitem, torch.ops.aten.slice.Tensor, *_SPLITS, *_VIEWS)
+    parts = (operator.getitem, torch.ops.aten.slice.Tensor, *_SPLITS, *VIEWS)
     if node.users or node.target not in (*parts, gemv.operator()):
         return
     sources = node.all_input_nodes
@@ -72,7 +71,7 @@ def _equal_parts(product: Node) -> dict[Node, tuple[int, int]]:
     whole, width = product, product.meta["val"].shape[-1]
     if not isinstance(width, int):
         return {}
-    while len(whole.users) == 1 and (user := next(iter(whole.users))).target in _VIEWS:
+    while len(whole.users) == 1 and (user := next(iter(whole.users))).target in VIEWS:
         shape = user.meta["val"].shape
         if not all(isinstance(n, int) for n in shape) or not (
             shape[-1] == width == shape.numel()

@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
-from torch.utils.flop_counter import conv_flop_count
 
 from opara_backend import upstream
-from opara_backend.lowering.operators import Operator
+from opara_backend.lowering.operators import Operator, convolution_flops
 from opara_backend.lowering.rewriting import Writer, arguments, per_axis
 
 DEVICES = ("cuda",)
@@ -136,17 +135,13 @@ def _along(
     return found
 
 
-def _flops(like: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None) -> int:
-    return conv_flop_count([*x], [*weight], [*out_shape])
-
-
 operator = Operator(
     "depthwise(Tensor like, Tensor x, Tensor weight, Tensor? bias, "
     "int[] stride, int[] padding, int[] dilation) -> Tensor",
     compute=lambda like, *others: like.clone(),
     shape=lambda like, *others: torch.empty_like(like),
     lower=_lower,
-    flops=_flops,
+    flops=convolution_flops,
 )
 """The convolution as an operator that Inductor knows how to lower.
 

@@ -121,15 +121,13 @@ def flops_of(origin: Any, *, generated: bool) -> int | None:
     total = 0
     nodes = list(_fx_nodes(origin))
     for fx_node in nodes:
-        packet, operands = getattr(fx_node.target, "overloadpacket", None), fx_node.args
+        packet = getattr(fx_node.target, "overloadpacket", None)
         of_vector = gemv.operator.names(fx_node.target)
         written = depthwise.operator.names(fx_node.target) and _makes(origin, fx_node)
         try:
             value = _concrete(fx_node.meta.get("val"))
-            if of_vector:
-                packet, operands = (torch.ops.aten.mm if len(value) == 2 else torch.ops.aten.bmm), operands[:2]
             if (formulas or of_vector or written) and packet in flop_counter.flop_registry:
-                args, kwargs = torch.fx.node.map_arg((operands, fx_node.kwargs), lambda n: n.meta["val"])
+                args, kwargs = torch.fx.node.map_arg((fx_node.args, fx_node.kwargs), lambda n: n.meta["val"])
                 args, kwargs = upstream.tree_map(_concrete, (args, kwargs))
                 total += int(flop_counter.flop_registry[packet](*args, **kwargs, out_val=value))
             elif isinstance(value, torch.Size):

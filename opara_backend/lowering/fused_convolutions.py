@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils.flop_counter import conv_flop_count
 
 from opara_backend import upstream
 from opara_backend.execution.libraries import convolution_relu, has_fused_convolutions
-from opara_backend.lowering.operators import Operator
+from opara_backend.lowering.operators import Operator, convolution_flops
 from opara_backend.lowering.rewriting import Writer, arguments, moving, per_axis
 
 DEVICES = ("cuda",)
@@ -200,17 +199,13 @@ def _shape(like: Tensor | None, x: Tensor, weight: Tensor, bias: Tensor, residua
     return torch.ops.aten.convolution.default(x, weight, None, *strides, False, [0, 0], groups)
 
 
-def _flops(like: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None) -> int:
-    return conv_flop_count([*x], [*weight], [*out_shape])
-
-
 operator = Operator(
     "convolution_relu(Tensor? like, Tensor x, Tensor weight, Tensor bias, Tensor? residual, "
     "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups) -> Tensor",
     compute=lambda like, *others: convolution_relu(*others),
     shape=_shape,
     lower=_lower,
-    flops=_flops,
+    flops=convolution_flops,
 )
 """`execution.libraries.convolution_relu` as an operator that Inductor knows how to lower.
 

@@ -18,6 +18,7 @@ A reduction has no use for that: zeros behind what is summed, and behind the col
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import sympy
@@ -151,7 +152,15 @@ def _shape(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return left.new_empty((*left.shape[:-1], right.shape[-1]))
 
 
+def _flops(left: Any, right: Any, *bias: Any, out_shape: Any = None) -> int:
+    return 2 * math.prod(out_shape) * int(left[-1])
+
+
 operator = Operator(
-    "gemv(Tensor left, Tensor right, Tensor? bias=None) -> Tensor", compute=product, shape=_shape, lower=_lower
+    "gemv(Tensor left, Tensor right, Tensor? bias=None) -> Tensor",
+    compute=product,
+    shape=_shape,
+    lower=_lower,
+    flops=_flops,
 )
 """`product` as an operator that Inductor knows how to lower."""

@@ -11,11 +11,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from opara_backend import upstream
 
 NAMESPACE = "opara_backend"
+
+
+def convolution_flops(like: Any, x: Any, weight: Any, *others: Any, out_shape: Any = None) -> int:
+    """Of an operator whose result is laid out like its first argument, a convolution of the next two; from shapes."""
+    return conv_flop_count([*x], [*weight], [*out_shape])
 
 
 class Operator:

@@ -14,6 +14,9 @@ from torch.fx import Graph, Node
 
 from opara_backend import upstream
 
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
+"""Operators whose result has the same elements in the same order, in another shape."""
+
 _NAMES = ("stack_trace", "nn_module_stack", "original_aten", "source_fn_stack", "from_node")
 
 

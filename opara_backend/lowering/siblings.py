@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from opara_backend.lowering import fused_convolutions
-from opara_backend.lowering.rewriting import Writer, arguments, moving
+from opara_backend.lowering.rewriting import VIEWS, Writer, arguments, moving
 
 DEVICES = ("cuda",)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -29,8 +29,6 @@ ROWS = 64
 """Rows, or pixels, from which on siblings are merged: with fewer a product only reads its weights. Chosen."""
 LARGEST = 16 << 20
 """Bytes of weights that are laid side by side at most; more take longer to copy than to use. Chosen, not measured."""
-
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def _suits(one: _Sibling) -> bool:
 
 def _value(node: Node) -> Hashable:
     """What is the same for nodes of the same value: every linear layer has a view of its own of what it reads."""
-    if node.target in _VIEWS and not node.kwargs:
+    if node.target in VIEWS and not node.kwargs:
         return _value(arguments(node)[0]), tuple(node.meta["val"].shape)
     return node
 

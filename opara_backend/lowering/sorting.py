@@ -60,7 +60,7 @@ class Sorter:
         elif is_a(line, ("AllocateLine",)):
             self.writer.allocation(buffer_of(line.node, planned=True), text)
         elif is_a(line, line_kinds.VIEWS) or statement.kind == "view":
-            self._sort_view(line, statement, text, whole)
+            self._sort_view(statement, text, whole)
         elif is_a(line, line_kinds.CALLS) or statement.kind == "call":
             self._sort_call(line, statement, text)
         else:
@@ -85,7 +85,7 @@ class Sorter:
             results=[_result(name, device)],
         )
 
-    def _sort_view(self, line: Any, statement: statements.Statement, text: list[str], whole: str | None) -> None:
+    def _sort_view(self, statement: statements.Statement, text: list[str], whole: str | None) -> None:
         for name in statement.stores:
             if whole is not None:
                 self.writer.part(name, whole, statement, text)

@@ -130,11 +130,6 @@ PRESETS: Mapping[str, DeviceSpec] = MappingProxyType(
 )
 
 
-def preset_names() -> tuple[str, ...]:
-    """The names `preset` accepts, besides the driver's name of each part."""
-    return tuple(PRESETS)
-
-
 def preset(name: str) -> DeviceSpec:
     """The preset of that name; case, spaces, hyphens and underscores do not matter. ValueError for any other."""
 
@@ -154,7 +149,7 @@ def current_device_spec(device_index: int | None = None) -> DeviceSpec:
     import torch
 
     if not torch.cuda.is_available() or torch.version.cuda is None:
-        accepted = ", ".join(preset_names())
+        accepted = ", ".join(PRESETS)
         raise RuntimeError(f"no CUDA device to describe (torch finds none); use preset(name) with one of {accepted}")
     index = torch.cuda.current_device() if device_index is None else device_index
     return spec_from_properties(torch.cuda.get_device_properties(index))

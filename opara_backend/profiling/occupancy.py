@@ -92,6 +92,13 @@ def gpu_share(launch: Launch, spec: DeviceSpec) -> float:
 
     In (0, 1]. A kernel of many waves holds what its resident blocks hold. Less than 1 even then is no error: what one
     more block of this kernel does not fit into, a smaller block of another kernel may.
+
+    The demand by which the paper's Algorithm 2 launches the least demanding operator first. The paper compares
+    per-block demands for threads, registers and shared memory, as one block describes all blocks of a kernel, and
+    leaves open how three amounts become one order. Each is a share of what an SM has, and the largest decides what
+    still fits beside the kernel, so the largest is taken. It is counted for all resident blocks: a kernel of one big
+    block leaves 131 of 132 SMs free, one of a thousand small blocks none, and least-first exists to put off the kernel
+    that would block others.
     """
     resident = min(launch.blocks, blocks_per_sm(launch, spec) * spec.sms)
     of_one_sm = max(
@@ -102,18 +109,6 @@ def gpu_share(launch: Launch, spec: DeviceSpec) -> float:
     )
     # Shares such as 1/3 do not sum to exactly 1 in floating point.
     return min(1.0, of_one_sm * resident / spec.sms)
-
-
-def demand(launch: Launch, spec: DeviceSpec) -> float:
-    """The scalar by which the paper's Algorithm 2 launches the least demanding operator first; ties are the caller's.
-
-    The paper compares per-block demands for threads, registers and shared memory, as one block describes all blocks of
-    a kernel, and leaves open how three amounts become one order. Each is a share of what an SM has, and the largest
-    decides what still fits beside the kernel, so the largest is taken. It is counted for all resident blocks: a kernel
-    of one big block leaves 131 of 132 SMs free, one of a thousand small blocks none, and least-first exists to put
-    off the kernel that would block others. That product is `gpu_share`.
-    """
-    return gpu_share(launch, spec)
 
 
 def _limits(launch: Launch, spec: DeviceSpec) -> tuple[tuple[Limiter, int], ...]:

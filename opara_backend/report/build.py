@@ -140,7 +140,7 @@ def planned_shape(
 
 def _unplanned_shape(graph: KernelGraph, estimate_for: DeviceSpec) -> model.ShapeReport:
     profile = estimated_profile(graph, estimate_for)
-    schedule = in_a_row(graph, profile)
+    schedule = in_a_row(graph)
     return shape_report(graph, profile, schedule, shape="any", state="unplanned", host_seconds=())
 
 
@@ -190,6 +190,10 @@ def _notes(profile: Profile, estimated: bool) -> tuple[str, ...]:
         )
     elif not any(k.launches for k in profile.kernels):
         notes.append("launch parameters are unknown: install cuda-bindings")
+    if profile.device is not None and profile.device.estimated:
+        notes.append(
+            f"rates of {profile.device.name} are guessed from a similar GPU's, and with them what is predicted"
+        )
     return tuple(notes)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from opara_backend.report.model import GraphReport, ShapeReport
 
 
-def dot(graph: GraphReport, shape: int = 0) -> str:
-    """Graphviz: critical kernels are red, edges that need a wait are bold, the rest are kept by stream order."""
+def dot(graph: GraphReport) -> str:
+    """Graphviz, of the first shape: critical kernels are red, edges that need a wait bold; streams keep the rest."""
     if not graph.shapes:
         return "digraph opara {\n}\n"
-    one = graph.shapes[shape]
+    one = graph.shapes[0]
     lines = ["digraph opara {", "  rankdir=TB;", '  node [shape=box, fontname="sans-serif", fontsize=10];']
     for stream, members in _streams(one):
         lines += [f"  subgraph cluster_{stream} {{", f'    label="stream {stream}";', '    color="#888888";']
@@ -26,11 +26,11 @@ def dot(graph: GraphReport, shape: int = 0) -> str:
     return "\n".join([*lines, "}", ""])
 
 
-def mermaid(graph: GraphReport, shape: int = 0) -> str:
-    """Mermaid: critical kernels are of class `critical`, edges that need a wait are thick."""
+def mermaid(graph: GraphReport) -> str:
+    """Mermaid, of the first shape: critical kernels are of class `critical`, edges that need a wait are thick."""
     lines = ["flowchart TB"]
     if graph.shapes:
-        one = graph.shapes[shape]
+        one = graph.shapes[0]
         for stream, members in _streams(one):
             lines.append(f'  subgraph s{stream}["stream {stream}"]')
             lines += [f'    k{index}["{_escaped(_label(one, index))}"]' for index in members]

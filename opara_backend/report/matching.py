@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.occupancy import Launch
 from opara_backend.report.assignment import RESOLUTION, Event, Node, Search, followers
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, directly_behind
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,15 @@ def _nodes(graph: KernelGraph, schedule: Schedule, launches: Sequence[Sequence[L
     known = any(launches)
     nodes: list[Node] = []
     ends: dict[int, tuple[int, ...]] = {}  # per kernel the nodes after which it has ended
-    last: dict[int, int] = {}
+    behind = directly_behind(schedule)
     for place, kernel in enumerate(schedule.order):
-        stream = schedule.stream[kernel]
-        earlier = [*schedule.waits[kernel], *([last[stream]] if stream in last else [])]
-        before = tuple(sorted({node for k in earlier for node in ends[k]}))
+        before = tuple(sorted({node for earlier in behind[kernel] for node in ends[earlier]}))
         one = graph.kernels[kernel]
         own: Sequence[Launch | None] = launches[kernel] if known else (None,)
         for launch in own:
             nodes.append(Node(kernel, place, one.call if one.kind == "triton" else "", launch, before))
             before = (len(nodes) - 1,)
-        ends[kernel], last[stream] = before, kernel
+        ends[kernel] = before
     return nodes
 
 

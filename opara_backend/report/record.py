@@ -157,6 +157,7 @@ class GraphRecord:
         self.candidates.pop(key, None)
         self.lowerings.pop(key, None)
         self.rewritten.pop(key, None)
+        self.remembered.discard(key)
 
 
 def _chosen(key: tuple[Any, ...], plan: Plan, captured: bool) -> dict[str, Any]:

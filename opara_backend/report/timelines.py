@@ -30,7 +30,7 @@ def predicted(
     note = f"simulated on {profile.device.name}" + (", from estimated durations" if estimated else "")
     return (
         _simulated(graph, profile, schedule, "plan", "chosen schedule, predicted", note),
-        _simulated(graph, profile, in_a_row(graph, profile), "sequential", "one stream, predicted", note),
+        _simulated(graph, profile, in_a_row(graph), "sequential", "one stream, predicted", note),
     )
 
 
@@ -52,27 +52,6 @@ def critical_chain(graph: KernelGraph, seconds: Sequence[float]) -> tuple[int, .
     while followers := graph.successors(chain[-1]):
         chain.append(max(followers, key=lambda k: (remaining[k], -k)))
     return tuple(chain)
-
-
-def deciding_chain(graph: KernelGraph, schedule: Schedule, timeline: Timeline) -> tuple[int, ...]:
-    """The kernels that decided when `timeline` ended: from the last one back, each time what ended last before it.
-
-    Before a kernel come those it waits for and the one before it on its stream, so the chain may follow a stream
-    where the data would not.
-    """
-    span = {s.kernel: s for s in timeline.spans}
-    before: dict[int, list[int]] = {}
-    last: dict[int, int] = {}
-    for kernel in schedule.order:
-        stream = schedule.stream[kernel]
-        before[kernel] = [*schedule.waits[kernel], *([last[stream]] if stream in last else [])]
-        last[stream] = kernel
-    if not span:
-        return ()
-    chain = [max(span, key=lambda k: (span[k].end, -k))]
-    while earlier := [k for k in before[chain[-1]] if k in span]:
-        chain.append(max(earlier, key=lambda k: (span[k].end, -k)))
-    return tuple(reversed(chain))
 
 
 def overlaps(timeline: Timeline) -> tuple[tuple[int, int, float], ...]:

@@ -15,10 +15,10 @@ one more edge of the graph, if an implied one. So streams are kept for the way w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.scheduling.happens_before import HappensBefore
-from opara_backend.scheduling.schedule import Schedule, happens_before
+from opara_backend.scheduling.schedule import Schedule, directly_behind, fewest_waits, happens_before
 
 
 def library_kernels(graph: KernelGraph) -> frozenset[int]:
@@ -37,7 +37,7 @@ def gathered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
     before = {schedule.stream[kernel] for kernel in calls}
     if before <= {0}:
         return schedule
-    direct = _direct(schedule)
+    direct = directly_behind(schedule)
     stream = _chains(schedule, direct, calls) if len(before) > 1 else None
     if stream is None or len({stream[kernel] for kernel in calls}) >= len(before):
         stream = list(schedule.stream)
@@ -46,7 +46,7 @@ def gathered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
 
 def renumbered(schedule: Schedule, libraries: Mapping[int, int]) -> Schedule:
     """`schedule` as it is, its streams numbered as `gathered` numbers them."""
-    return _renumbered(schedule, schedule.stream, _direct(schedule), libraries)
+    return _renumbered(schedule, schedule.stream, directly_behind(schedule), libraries)
 
 
 def on_fewer_streams(
@@ -58,7 +58,7 @@ def on_fewer_streams(
     fewest of them become one each time. libraries: as `gathered` takes them. fits: asked about streams and launch order
     alone; what it is asked about has no waits yet.
     """
-    stream, direct = list(schedule.stream), _direct(schedule)
+    stream, direct = list(schedule.stream), directly_behind(schedule)
     for _ in range(len({stream[kernel] for kernel in moved}) - 1):
         load: dict[int, int] = {}
         for kernel in moved:
@@ -70,18 +70,6 @@ def on_fewer_streams(
         if fits(Schedule(tuple(stream), schedule.order, ((),) * len(stream))):
             return _renumbered(schedule, stream, direct, libraries)
     return None
-
-
-def _direct(schedule: Schedule) -> list[tuple[int, ...]]:
-    """For each kernel those it is launched behind: the one before on its stream, and those it waits for."""
-    last: dict[int, int] = {}
-    direct: list[tuple[int, ...]] = [()] * len(schedule.order)
-    for kernel in schedule.order:
-        own = schedule.stream[kernel]
-        behind = (last[own],) if own in last else ()
-        direct[kernel] = tuple(dict.fromkeys((*behind, *schedule.waits[kernel])))
-        last[own] = kernel
-    return direct
 
 
 def _heirs(schedule: Schedule, direct: Sequence[tuple[int, ...]], calls: Collection[int]) -> list[int]:
@@ -141,17 +129,5 @@ def _renumbered(
         load[stream[kernel]] = max(largest, nbytes), count + 1
     ranked = sorted(load, key=lambda s: load[s], reverse=True)  # stable: in the order they come in
     number = {old: new for new, old in enumerate(ranked)}
-    relation = HappensBefore(len(number))
-    waits: list[tuple[int, ...]] = [()] * len(direct)
-    place = {kernel: index for index, kernel in enumerate(schedule.order)}
-    for kernel in schedule.order:
-        own = number[stream[kernel]]
-        clock = relation.next_clock(own)
-        needed: list[int] = []
-        for earlier in sorted(direct[kernel], key=place.__getitem__, reverse=True):
-            if not relation.precedes(earlier, clock):
-                needed.append(earlier)
-                clock = relation.merged(clock, earlier)
-        waits[kernel] = tuple(sorted(needed))
-        relation.launch(kernel, own, waits[kernel])
-    return Schedule(tuple(number[s] for s in stream), schedule.order, tuple(waits), schedule.policy)
+    stream = [number[s] for s in stream]
+    return replace(schedule, stream=tuple(stream), waits=fewest_waits(stream, schedule.order, direct.__getitem__))

@@ -86,9 +86,11 @@ def build(graph: KernelGraph, profile: Profile, *, policy: str, launch_order: st
     return schedule
 
 
-def in_a_row(graph: KernelGraph, profile: Profile) -> Schedule:
-    """All kernels on one stream, in program order."""
-    return build(graph, profile, policy="sequential", launch_order="program", streams=1)
+def in_a_row(graph: KernelGraph) -> Schedule:
+    """All kernels on one stream, in program order: what policy `sequential` and launch order `program` make."""
+    schedule = with_waits(graph, (0,) * len(graph), range(len(graph)), "sequential/program")
+    verify(graph, schedule)
+    return schedule
 
 
 def draft(graph: KernelGraph, profile: Profile, policy: StreamPolicy, order_by: LaunchOrder, width: int) -> Schedule:

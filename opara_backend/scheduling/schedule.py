@@ -18,7 +18,7 @@ the end of k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from opara_backend.kernel_graph import KernelGraph
@@ -66,11 +66,33 @@ def happens_before(schedule: Schedule) -> HappensBefore:
     return relation
 
 
+def directly_behind(schedule: Schedule) -> list[tuple[int, ...]]:
+    """For each kernel those it is launched behind: the one before on its stream, and those it waits for."""
+    last: dict[int, int] = {}
+    found: list[tuple[int, ...]] = [()] * len(schedule.order)
+    for kernel in schedule.order:
+        stream = schedule.stream[kernel]
+        before = (last[stream],) if stream in last else ()
+        found[kernel] = tuple(dict.fromkeys((*before, *schedule.waits[kernel])))
+        last[stream] = kernel
+    return found
+
+
 def with_waits(graph: KernelGraph, stream: Sequence[int], order: Sequence[int], policy: str = "") -> Schedule:
     """The Schedule with just the waits it needs: none for what stream order or an earlier wait already gives.
 
-    For each kernel its predecessors are looked at latest-launched first, so no wait is added that a later one
-    covers; removing any single wait leaves some edge unordered. `order` must be topological.
+    `order` must be topological.
+    """
+    return Schedule(tuple(stream), tuple(order), fewest_waits(stream, order, graph.predecessors), policy)
+
+
+def fewest_waits(
+    stream: Sequence[int], order: Sequence[int], behind: Callable[[int], Iterable[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """For each kernel the waits after which all that `behind` names of it, launched before it, happens before it.
+
+    These are looked at latest-launched first, so no wait is added that a later one covers; without any single wait
+    some pair is unordered.
     """
     before = HappensBefore(max(stream, default=-1) + 1)
     launched = [0] * len(order)
@@ -80,13 +102,13 @@ def with_waits(graph: KernelGraph, stream: Sequence[int], order: Sequence[int], 
     for kernel in order:
         clock = before.next_clock(stream[kernel])
         needed: list[int] = []
-        for earlier in sorted(graph.predecessors(kernel), key=launched.__getitem__, reverse=True):
+        for earlier in sorted(behind(kernel), key=launched.__getitem__, reverse=True):
             if not before.precedes(earlier, clock):
                 needed.append(earlier)
                 clock = before.merged(clock, earlier)
         waits[kernel] = tuple(sorted(needed))
         before.launch(kernel, stream[kernel], waits[kernel])
-    return Schedule(tuple(stream), tuple(order), tuple(waits), policy)
+    return tuple(waits)
 
 
 def neighbouring_conflicts(graph: KernelGraph) -> Iterator[tuple[int, int, str]]:

@@ -84,7 +84,7 @@ def candidates(
             tried, count = count, max(2, count // 2 + 1)
             first, *rest = candidates(graph, profile, count=count, streams=streams, in_place=in_place, fit=fit)
             return (first, near, *(other for other in rest if other.launches != near.launches))[:tried]
-    sequential = in_a_row(graph, profile)
+    sequential = in_a_row(graph)
     others: dict[tuple[object, ...], Schedule] = {}
     dishes: dict[tuple[object, ...], Dish] = {}
     rivals: set[tuple[object, ...]] = set()

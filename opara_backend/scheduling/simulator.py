@@ -29,7 +29,7 @@ from opara_backend.kernel_graph import KernelGraph
 from opara_backend.profiling.device import DeviceSpec
 from opara_backend.profiling.profile import Profile
 from opara_backend.scheduling.costs import NOTHING, CostModel, KernelCost, kernel_cost
-from opara_backend.scheduling.schedule import Schedule
+from opara_backend.scheduling.schedule import Schedule, directly_behind
 
 _INSTANT = 1e-12  # seconds; what differs by less is rounding
 
@@ -98,15 +98,12 @@ class _Run:
         self.next_launch = 0.0  # when a kernel on another stream than `launching` may be launched
         self.launching = -1
         self.begin = costs.stream_latency * max(0, schedule.streams - 1)
-        last: dict[int, int] = {}
+        behind = directly_behind(schedule)
         for kernel in schedule.order:
-            stream = schedule.stream[kernel]
-            before = sorted({*schedule.waits[kernel], *([last[stream]] if stream in last else [])})
-            self.joins[kernel] = len(before) > 1
-            self.blockers[kernel] = len(before)
-            for awaited in before:
+            self.joins[kernel] = len(behind[kernel]) > 1
+            self.blockers[kernel] = len(behind[kernel])
+            for awaited in sorted(behind[kernel]):
                 self.waiters[awaited].append(kernel)
-            last[stream] = kernel
 
     def timeline(self) -> Timeline:
         now = self.begin

@@ -61,7 +61,7 @@ NEEDED = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB))
 def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra: int, streams: int) -> None:
     """Each stream with a convolution takes 20 MiB; other kernels stay where they are."""
     _, plan_of = planner(FOUR, PROFILE)
-    found = affordable(plan_of, [in_a_row(FOUR, PROFILE), APART], allocations(FOUR, NEEDED), 0, extra * MIB)
+    found = affordable(plan_of, [in_a_row(FOUR), APART], allocations(FOUR, NEEDED), 0, extra * MIB)
     used = [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found]
     assert used == ([1] if streams == 1 else [1, streams]), "on one stream there is nothing else to run beside"
 
@@ -69,7 +69,7 @@ def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra
 def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
     """Of 60 MiB more, which convolutions on four streams would take, an arena of four streams takes 30."""
     _, plan_of = planner(FOUR, PROFILE, arena=10 * MIB)
-    schedules = [in_a_row(FOUR, PROFILE), APART]
+    schedules = [in_a_row(FOUR), APART]
     for extra, most in ((60, 2), (90, 4)):
         found = affordable(plan_of, schedules, allocations(FOUR, NEEDED), 0, extra * MIB)
         assert [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
@@ -77,7 +77,7 @@ def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
 
 def test_candidates_share_what_they_take_stream_by_stream() -> None:
     """Two schedules of two convolutions side by side: together they take more if these are on other streams."""
-    row = in_a_row(FOUR, PROFILE)
+    row = in_a_row(FOUR)
     first = with_waits(FOUR, (0, 0, 1, 0, 1, 0), range(6))
     same = with_waits(FOUR, (0, 1, 0, 0, 1, 0), range(6))
     other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
@@ -99,7 +99,7 @@ def problems(draw: st.DrawFn) -> tuple[Scheduled, list[Schedule], Workspaces]:
     schedules = [build(graph, profile, policy=p, launch_order=o, streams=s) for p, o, s in made]
     transient = {k: (k + 1) * MIB for k in calls if k < len(graph) and k % 3 == 0}
     needed = Workspaces(transient, draw(st.sampled_from([0, 32])) * MIB)
-    return (graph, profile, schedule), [in_a_row(graph, profile), schedule, *schedules], needed
+    return (graph, profile, schedule), [in_a_row(graph), schedule, *schedules], needed
 
 
 @given(problems(), st.sampled_from([0, 100, 1000]), st.sampled_from([0, 20, 32, 100]))
@@ -156,7 +156,7 @@ def test_results_that_are_dropped_late_leave_less_for_others() -> None:
     profile = Profile(tuple(kernel(5e-6, 20) for _ in graph.kernels), GPU)
     apart = with_waits(graph, (0, 2, 1, 2, 0, 0, 1, 1, 2), range(9))
     _, plan_of = planner(graph, profile)
-    schedules = [in_a_row(graph, profile), apart]
+    schedules = [in_a_row(graph), apart]
     for extra, reserved in ((40, 80), (20, 60)):
         _, one = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, extra * MIB)
         assert one.reserved == (reserved + 2) * MIB, "with the arena"
@@ -168,5 +168,5 @@ def test_a_segment_that_another_candidate_cut_may_be_too_small() -> None:
     """12 MiB on a stream, then 14: the second does not fit what the first left, and both are reserved."""
     pools = Pools()
     for nbytes in (12 * MIB, 14 * MIB):
-        pools = allocations(FOUR, Workspaces({1: nbytes})).captured(in_a_row(FOUR, PROFILE), None, pools)
+        pools = allocations(FOUR, Workspaces({1: nbytes})).captured(in_a_row(FOUR), None, pools)
     assert pools.reserved == 26 * MIB

@@ -150,6 +150,7 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
             return capture_fastest(*given, **more)
         runtime, near = given[0], given[-1]
         searched.append((near(other), near(runtime)))
+        runtime.record.remembered.add(given[4])  # found on disk
         return Kept(other, plans[len(searched) - 1], captured, [], (Timed((), 2.0), Timed(("fuse_gemv",), 1.0)))
 
     def again(program: Program, plan: object, *more: object) -> object:
@@ -176,6 +177,10 @@ def test_a_shape_whose_parameters_move_keeps_its_lowering_if_it_does_the_same(
     assert programs == ([other.program] if does_the_same else [])
     assert kept == ["first", "first" if does_the_same else "of the first", "second"]
     assert [timed.seconds for timed in here.runtime.record.lowerings[1,]] == [2.0, 1.0]
+    assert ((1,) in here.runtime.record.remembered) == does_the_same, "else it has been searched for since"
+    assert (2,) in here.runtime.record.remembered
+    here.runtime.record.forget((2,))
+    assert (2,) not in here.runtime.record.remembered
     for one in here._captures:
         one.reset = lambda: None
 

@@ -10,10 +10,10 @@ from hypothesis import given
 from bench.recorded import Recording, load_all
 from opara_backend.kernel_graph import Buffer, KernelGraph
 from opara_backend.memory import ALIGNMENT, plan_memory
-from opara_backend.memory_bound import arena_bound
 from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, with_waits
 from tests import reference
+from tests.arena_bound import arena_bound
 from tests.strategies import graph_of, scheduled_graphs
 
 RECORDED = {recording.name: recording for recording in load_all()}
@@ -77,6 +77,6 @@ def peak_of_inductor(recording: Recording) -> int:
 @pytest.mark.parametrize("name", RECORDED)
 def test_one_stream_in_program_order_needs_no_more_than_inductor(name: str) -> None:
     recording = RECORDED[name]
-    schedule = in_a_row(recording.graph, recording.profile)
+    schedule = in_a_row(recording.graph)
     arena = plan_memory(recording.graph, schedule).arena_bytes
     assert arena <= peak_of_inductor(recording)

@@ -44,7 +44,7 @@ def test_on_a_cpu_one_schedule_is_planned_and_none_is_searched() -> None:
 def test_rewrites_are_those_of_what_shapes_run_by_and_lowerings_those_that_raced() -> None:
     made = replace(record(), rewrites=("join_small",))
     profile = build_profile(made.graph, [0.0] * len(made.graph), None, None)
-    schedule = in_a_row(made.graph, profile)
+    schedule = in_a_row(made.graph)
     plan: Any = SimpleNamespace(
         graph=made.graph, profile=profile, schedule=schedule, memory=plan_memory(made.graph, schedule)
     )

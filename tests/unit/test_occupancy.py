@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from opara_backend.profiling.device import PRESETS, DeviceSpec, preset
-from opara_backend.profiling.occupancy import Launch, blocks_per_sm, demand, gpu_share, limiter, occupancy, waves
+from opara_backend.profiling.occupancy import Launch, blocks_per_sm, gpu_share, limiter, occupancy, waves
 
 KIB = 1024
 SPECS = st.sampled_from(list(PRESETS.values()))
@@ -96,7 +96,7 @@ def test_before_ampere_an_unused_shared_memory_does_not_limit() -> None:
 )
 def test_a_launch_that_does_not_fit_says_why(kernel: Launch, resource: str, found: int, accepted: int) -> None:
     message = f"{resource}: found {found}, accepted at most {accepted}"
-    for question in (blocks_per_sm, limiter, occupancy, waves, gpu_share, demand):
+    for question in (blocks_per_sm, limiter, occupancy, waves, gpu_share):
         with pytest.raises(ValueError, match=message):
             question(kernel, preset("H200"))
 
@@ -129,7 +129,6 @@ def test_a_small_grid_is_its_own_limit() -> None:
 def test_the_share_is_that_of_the_scarcest_resource() -> None:
     half_of_each_sm = launch(128, 32, 113 * KIB, blocks=132)
     assert gpu_share(half_of_each_sm, preset("H200")) == pytest.approx(0.5)
-    assert demand(half_of_each_sm, preset("H200")) == gpu_share(half_of_each_sm, preset("H200"))
 
 
 def test_a_kernel_of_many_waves_demands_no_more_than_the_gpu() -> None:
@@ -140,7 +139,7 @@ def test_a_kernel_of_many_waves_demands_no_more_than_the_gpu() -> None:
 
 def test_one_big_block_demands_less_than_many_small_ones() -> None:
     big, many = launch(1024, 64, blocks=1), launch(64, 32, blocks=2000)
-    assert demand(big, preset("H200")) < demand(many, preset("H200"))
+    assert gpu_share(big, preset("H200")) < gpu_share(many, preset("H200"))
 
 
 @given(launches(), SPECS)

@@ -113,7 +113,7 @@ def test_sequential_is_one_stream_without_waits(problem: ProfiledGraph, width: i
     assert schedule.order == tuple(range(len(graph)))
     assert set(schedule.stream) <= {0}
     assert not schedule.wait_count
-    assert schedule == in_a_row(graph, profile)
+    assert schedule == in_a_row(graph)
 
 
 @given(profiled_graphs(), st.sampled_from(POLICIES), st.sampled_from(ORDERS), WIDTHS)

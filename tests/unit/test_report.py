@@ -23,7 +23,7 @@ from opara_backend.report.hazards import wait_rows
 from opara_backend.report.model import GraphReport, KernelRow, Report, ReportError, ShapeReport, Span, Timeline
 from opara_backend.report.page import page
 from opara_backend.report.record import GraphRecord, Stages, Timed
-from opara_backend.report.timelines import critical_chain, deciding_chain, overlap_fraction, overlaps, predicted
+from opara_backend.report.timelines import critical_chain, overlap_fraction, overlaps, predicted
 from opara_backend.scheduling.bounds import critical_path
 from opara_backend.scheduling.policies import build, in_a_row
 from opara_backend.scheduling.schedule import Schedule, happens_before
@@ -112,20 +112,20 @@ def test_the_critical_chain_is_a_chain_as_long_as_the_bound(scheduled: Scheduled
     assert all(later in graph.successors(earlier) for earlier, later in itertools.pairwise(chain))
 
 
-def test_overlaps_and_the_chain_that_decided() -> None:
-    graph, profile, schedule = diamond()
+def test_overlaps_and_the_critical_chain() -> None:
+    graph, profile, _ = diamond()
     spans = (Span(0, 0, 0.0, 3.0), Span(1, 1, 3.0, 8.0), Span(2, 0, 3.0, 12.0), Span(3, 0, 12.0, 16.0))
     line = Timeline("plan", "", spans)
     assert overlaps(line) == ((1, 2, 5.0),)
     assert overlap_fraction(line) == pytest.approx(5 / 16)
-    assert deciding_chain(graph, schedule, line) == (0, 2, 3) == critical_chain(graph, profile.durations())
-    assert overlaps(Timeline("plan", "", ())) == () == deciding_chain(graph, schedule, Timeline("plan", "", ()))
+    assert critical_chain(graph, profile.durations()) == (0, 2, 3)
+    assert overlaps(Timeline("plan", "", ())) == ()
     assert overlap_fraction(Timeline("plan", "", ())) == 0.0
 
 
 def test_what_is_said_about_a_shape() -> None:
     graph, profile, schedule = diamond()
-    shape = shape_report(graph, profile, schedule, tried=[(in_a_row(graph, profile), 21e-6), (schedule, 17e-6)])
+    shape = shape_report(graph, profile, schedule, tried=[(in_a_row(graph), 21e-6), (schedule, 17e-6)])
     assert [(c.chosen, c.measured) for c in shape.candidates] == [(False, 21e-6), (True, 17e-6)]
     assert shape.bound is not None
     assert (shape.bound.measured, shape.bound.dominant) == (17e-6, "critical path")
@@ -220,7 +220,7 @@ def test_shapes_of_other_lowerings_are_other_graphs() -> None:
     graph, profile, schedule = diamond()
     shorter = graph_with_edges(2, [(0, 1)])
     short = Profile(profile.kernels[:2], profile.device)
-    row = in_a_row(shorter, short)
+    row = in_a_row(shorter)
     one = SimpleNamespace(
         graph=graph, profile=profile, schedule=schedule, memory=plan_memory(graph, schedule), pool=None
     )

@@ -44,7 +44,7 @@ def test_one_stream_comes_first_and_the_others_are_valid_and_different(
     graph, profile, _ = problem
     found = candidates(graph, profile, count=count, streams=streams)
     assert 1 <= len(found) <= count
-    assert found[0] == in_a_row(graph, profile)
+    assert found[0] == in_a_row(graph)
     assert len({each.launches for each in found}) == len(found)
     for schedule in found[1:]:
         verify(graph, schedule)
@@ -201,7 +201,7 @@ def test_what_won_for_other_sizes_is_made_to_fit_or_left(
 ) -> None:
     """`fit` puts all on two streams, or refuses."""
     graph, profile, _ = problem
-    known = [in_a_row(graph, profile), *by_hand(graph, profile, 8)]
+    known = [in_a_row(graph), *by_hand(graph, profile, 8)]
     near = known[seed % len(known)]
 
     def folded(schedule: Schedule) -> Schedule | None:

@@ -72,7 +72,7 @@ def test_streams_that_cost_more_make_nothing_faster(found: Scheduled, latency: f
 @given(gpu_schedules(), MODELS)
 def test_one_stream_takes_the_sum_of_the_durations(found: Scheduled, costs: CostModel) -> None:
     graph, profile, _ = found
-    schedule = in_a_row(graph, profile)
+    schedule = in_a_row(graph)
     makespan = simulate(graph, profile, schedule, GPU, costs).makespan
     assert makespan == pytest.approx(sum(profile.durations()), rel=1e-9)
 
