@@ -14,7 +14,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def read(path: Path, *schemas: int) -> dict[str, Any]:
+def read(path: Path, *schemas: int | str) -> dict[str, Any]:
     """The document at `path`, which is of one of `schemas`; ValueError if it is not JSON or of another."""
     try:
         document = json.loads(path.read_text())

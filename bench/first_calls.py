@@ -1,7 +1,8 @@
 """`python -m bench first-calls`: what the first call of a fresh process takes, caches empty and filled.
 
-Takes: cases, and how many at once. Gives: a table, and with --out a JSON file (`bench.starts`) that is renewed after
-every case. Exit code 1 if a call failed or computed something else than eager. Must not change: anything else.
+Takes: cases, and how many at once. Gives: a line a backend as each case is done, in the end a table for each backend
+beside the first, and with --out a JSON file (`bench.starts`) that is renewed after every case. Exit code 1 if a call
+failed or computed something else than eager. Must not change: anything else.
 
 Backends take turns, each `--repeats` times cold and then warm, every call in a process of its own. Cases side by side
 have cores of their own, so that they share no more than the GPU, which a first call uses for little of its time.
@@ -24,7 +25,7 @@ from bench import models
 from bench.about import environment
 from bench.run import Job
 from bench.samples import OURS, STOCK, Row
-from bench.starts import HEADINGS, Start, compared, save, shown
+from bench.starts import Start, headings, rows, save
 from bench.tables import console, table
 from bench.variants import variant
 from bench.workers import together
@@ -36,11 +37,14 @@ LONGEST = 1800.0  # seconds a first call may take
 def add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The subcommand `first-calls`."""
     parser = commands.add_parser("first-calls", help="how long first calls take, with caches empty and filled")
-    parser.add_argument("--models", nargs="+", default=models.names(), choices=models.names(), metavar="NAME")
-    parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--batches", nargs="+", type=positive, default=[1])
-    parser.add_argument("--backends", nargs="+", default=[STOCK, OURS], metavar="NAME")
-    parser.add_argument("--repeats", type=positive, default=3)
+    names = models.names()
+    parser.add_argument("--models", nargs="+", default=names, choices=names, metavar="NAME", help="default: all")
+    types = ("float32", "float16", "bfloat16")
+    parser.add_argument("--dtypes", nargs="+", default=["float16"], choices=types, help="default: float16")
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1], metavar="N", help="default: 1")
+    help_text = f"the first is what the others are compared with; default: {STOCK} {OURS}"
+    parser.add_argument("--backends", nargs="+", default=[STOCK, OURS], metavar="NAME", help=help_text)
+    parser.add_argument("--repeats", type=positive, default=3, help="of a cold call and a warm one; default: 3")
     parser.add_argument("--at-once", type=positive, default=1, help="cases side by side, each on cores of its own")
     parser.add_argument("--small", action="store_true", help="reduced models, for machines without a GPU")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
@@ -71,13 +75,17 @@ def main(chosen: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as caches:
         for found, problems in _side_by_side(jobs, cores, chosen.repeats, caches):
             starts += found
+            for start in found:
+                case = " ".join(map(str, start.case))
+                output.print(f"{case} under {start.backend}: cold {start.cold:.2f} s, warm {start.warm:.2f} s")
             for problem in problems:
                 output.print(problem)
             failed += len(problems)
-            rows = [(" ".join(map(str, case)), *shown(figures)) for case, figures in compared(found)]
-            output.print(table("first calls", ("case", *HEADINGS), rows))
             if chosen.out:  # after every case: a long run that is cut off keeps what it has
                 save(chosen.out, about, starts)
+    base, *others = chosen.backends
+    for other in others:
+        output.print(table("seconds of first calls", headings(base, other), rows(starts, base, other)))
     return 1 if failed else 0
 
 

@@ -15,8 +15,8 @@ from bench import documents
 from bench.samples import OURS, STOCK, Case
 from bench.tables import geometric_mean
 
-SCHEMA = 1
-HEADINGS = (f"{STOCK}, cold s", f"{OURS}, cold s", "cold", f"{STOCK}, warm s", f"{OURS}, warm s", "warm")
+SCHEMA = "first calls, 1"
+KINDS = ("cold", "warm")
 
 
 @dataclass(frozen=True)
@@ -48,33 +48,40 @@ def load(path: Path) -> tuple[dict[str, Any], tuple[Start, ...]]:
     return found, tuple(Start(**start) for start in found.pop("starts"))
 
 
-def compared(starts: Sequence[Start]) -> Iterable[tuple[Case, tuple[float, ...]]]:
-    """Every case that both backends started in, and the figures of `HEADINGS`: medians, and ours over stock's."""
+def compared(starts: Sequence[Start], base: str, other: str) -> Iterable[tuple[Case, tuple[float, ...]]]:
+    """Every case that both backends started in: seconds of both and their ratio, cold and then warm; medians."""
     for case in dict.fromkeys(start.case for start in starts):
-        stock, mine = ([s for s in starts if s.case == case and s.backend == name] for name in (STOCK, OURS))
-        if stock and mine:
-            cold, warm = ([statistics.median(getattr(s, k) for s in of) for of in (stock, mine)] for k in KINDS)
+        both = [[s for s in starts if s.case == case and s.backend == name] for name in (base, other)]
+        if all(both):
+            cold, warm = ([statistics.median(getattr(s, kind) for s in of) for of in both] for kind in KINDS)
             yield case, (*cold, cold[1] / cold[0], *warm, warm[1] / warm[0])
 
 
-KINDS = ("cold", "warm")
+def rows(starts: Sequence[Start], base: str, other: str) -> Iterable[tuple[str, ...]]:
+    """What `headings` head: a row a case, and the geometric means of the ratios."""
+    found = [*compared(starts, base, other)]
+    for (model, dtype, batch), figures in found:
+        cells = (f"{figure:.2f}{'x' if place in RATIOS else ''}" for place, figure in enumerate(figures))
+        yield f"{model} {dtype}, batch {batch}", *cells
+    if found:
+        cold, warm = (f"{geometric_mean(figures[place] for _, figures in found):.2f}x" for place in RATIOS)
+        yield f"geometric mean of {len(found)}", "", "", cold, "", "", warm
+
+
+RATIOS = (2, 5)
+
+
+def headings(base: str, other: str) -> tuple[str, ...]:
+    """Of the columns of `rows`."""
+    return "model", *(text for kind in KINDS for text in (f"{base}, {kind} s", f"{other}, {kind} s", kind))
 
 
 def markdown(path: Path) -> str:
-    """A row a case: seconds of both backends, caches empty and filled, and ours over stock's."""
+    """A row a case: seconds of stock and of ours, caches empty and filled, and ours over stock's."""
     about, starts = load(path)
-    cells = [(f"{model} {dtype}, batch {batch}", found) for (model, dtype, batch), found in compared(starts)]
-    lines = [f"| model | {' | '.join(HEADINGS)} |", f"| --- |{' --- |' * len(HEADINGS)}"]
-    lines += [f"| {name} | {' | '.join(shown(found))} |" for name, found in cells]
-    if cells:
-        cold, warm = (geometric_mean(found[place] for _, found in cells) for place in (2, 5))
-        lines.append(f"| geometric mean of {len(cells)} | | | **{cold:.2f}x** | | | **{warm:.2f}x** |")
+    head = headings(STOCK, OURS)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows(starts, STOCK, OURS))]
     counts = {sum(s.case == start.case and s.backend == start.backend for s in starts) for start in starts}
     origin = f"{about['device']}, driver {about['driver']}, torch {about['torch']}, commit {about['commit']}"
     many = " to ".join(map(str, sorted({min(counts, default=0), max(counts, default=0)})))
     return "\n".join([*lines, "", f"Medians of {many}, {about['cores']} cores each. {origin}: `{about['command']}`"])
-
-
-def shown(figures: Sequence[float]) -> list[str]:
-    """The figures of `HEADINGS` as text."""
-    return [f"{figure:.2f}{'x' if place in (2, 5) else ''}" for place, figure in enumerate(figures)]

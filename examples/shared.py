@@ -20,8 +20,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     found.add_argument("--small", action="store_true", help="a reduced model that compiles quickly on a CPU")
-    found.add_argument("--calls", type=int, default=20, help="timed calls (default: %(default)s)")
+    found.add_argument("--calls", type=_positive, default=20, help="timed calls (default: %(default)s)")
     return found
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} given, a number of at least 1 accepted")
+    return int(text)
 
 
 def dtype_for(device: str) -> torch.dtype:

@@ -163,6 +163,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
     from opara_backend.execution.cuda_graph import compiling
     from opara_backend.lowering import alternatives, passes
     from opara_backend.lowering import inductor as lowering
+    from opara_backend.lowering.under_way import LoweringRequest
 
     compilation.reached = True  # even if Inductor finds nothing to run in it, and makes no module
     static = tuple(sorted(kwargs.get("static_input_idxs") or ()))
@@ -170,7 +171,7 @@ def _compile_graph(gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kw
     def lower(gm: torch.fx.GraphModule, asked: tuple[str, ...], looking: bool) -> Any:
         # Whoever has Inductor join kernels by its own choice gets that.
         join_small = "join_small" in asked and not upstream.inductor_config.combo_kernels
-        request = lowering.LoweringRequest(static, join_small, looking)
+        request = LoweringRequest(static, join_small, looking)
         with lowering.lowering(request, ("cpu", "cuda")), passes.asking(asked, looking=looking):
             return upstream.compile_fx_inner(gm, example_inputs, **kwargs)
 

@@ -10,12 +10,10 @@ rewritten, the whole wrapper is left to stock Inductor and the module says why.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +26,16 @@ from opara_backend.lowering.describe import input_buffers, nbytes_of
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.program import ProgramWriter
 from opara_backend.lowering.sorting import Sorter, Unsupported
+from opara_backend.lowering.under_way import (
+    LoweringRequest,
+    begun,
+    current,
+    finds_something,
+    note_rewrite,
+    parameters,
+    static_inputs,
+    under_way,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,79 +51,18 @@ PATCHES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class LoweringRequest:
-    """What the codegen must know beside the graph: which inputs keep their addresses between calls, and whether small
-    kernels are to be joined (`joining`). looking: whether to find out which other rewrites there would be."""
-
-    static_inputs: tuple[int, ...] = ()
-    join_small: bool = False
-    looking: bool = False
-
-
-@dataclass(frozen=True)
-class _UnderWay:
-    """A lowering. rewrites, possible: as `Program` has them, as far as they are known."""
-
-    request: LoweringRequest
-    rewrites: set[str] = field(default_factory=set)
-    possible: set[str] = field(default_factory=set)
-
-
-_under_way: contextvars.ContextVar[_UnderWay | None] = contextvars.ContextVar("opara_lowering", default=None)
-
-
 @contextlib.contextmanager
 def lowering(request: LoweringRequest, devices: tuple[str, ...]) -> Iterator[None]:
     """Let Inductor graphs compiled inside the block, by this thread, come out as programs."""
-    token = _under_way.set(_UnderWay(request))
     noted = functools.partial(note_rewrite, "join_small")
-    try:
-        with (
-            upstream.inductor_config.patch(PATCHES),
-            upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
-            upstream.waiting_whatever_ran_before(),
-            joining.joined(under_way, noted, parameters) if request.join_small else contextlib.nullcontext(),
-        ):
-            yield
-    finally:
-        _under_way.reset(token)
-
-
-def under_way() -> bool:
-    """True while a graph that this thread compiles comes out as a program: training's does not."""
-    return _under_way.get() is not None
-
-
-def static_inputs() -> tuple[int, ...]:
-    """Positions of the inputs of the graph under way that stay where they are: parameters and buffers."""
-    here = _under_way.get()
-    return here.request.static_inputs if here is not None else ()
-
-
-def parameters() -> frozenset[str]:
-    """Names of the parameters, buffers and constants of the graph that Inductor is lowering.
-
-    What a subgraph is called with may be anything.
-    """
-    graph = upstream.V.graph
-    places = static_inputs() if graph.name is None else ()
-    return frozenset((*(graph.graph_input_names[place] for place in places), *graph.constants))
-
-
-def note_rewrite(name: str, *, done: bool = True) -> None:
-    """Note that the rewrite called `name` found something to do; `done`: and did it."""
-    if (here := _under_way.get()) is not None:
-        (here.rewrites if done else here.possible).add(name)
-
-
-def finds_something(name: str, look: Callable[[], object]) -> bool:
-    """Whether `look()`, of a rewrite called `name` that nobody asked for, finds anything; a failure is only said."""
-    try:
-        return bool(look())
-    except Exception as error:
-        log.warning("not tried with %s: %s: %s", name, type(error).__name__, error, exc_info=error)
-        return False
+    with (
+        begun(request),
+        upstream.inductor_config.patch(PATCHES),
+        upstream.wrapper_codegen_for(devices, OparaWrapperCodegen),
+        upstream.waiting_whatever_ran_before(),
+        joining.joined(under_way, noted, parameters) if request.join_small else contextlib.nullcontext(),
+    ):
+        yield
 
 
 class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
@@ -320,11 +267,11 @@ class _Rewritten(upstream.WrapperLine):
 
 def _rewrites() -> str:
     """Arguments of `Program` that say which rewrites there were and could have been."""
-    here = _under_way.get() or _UnderWay(LoweringRequest())
+    here = current()
     unjoined = not (here.request.join_small or upstream.inductor_config.combo_kernels)
     look = functools.partial(joining.groups, upstream.V.graph.scheduler)
     if here.request.looking and unjoined and finds_something("join_small", look):
-        here.possible.add("join_small")
+        note_rewrite("join_small", done=False)
     return f"rewrites={tuple(sorted(here.rewrites))!r}, possible={tuple(sorted(here.possible))!r}"
 
 

@@ -22,7 +22,7 @@ from opara_backend._version import __version__
 from opara_backend.lowering import depthwise, fused_convolutions, gemv, patches, siblings
 from opara_backend.lowering.cells import open_cells
 from opara_backend.lowering.columns import split_products
-from opara_backend.lowering.inductor import finds_something, note_rewrite, static_inputs, under_way
+from opara_backend.lowering.under_way import finds_something, note_rewrite, static_inputs, under_way
 from opara_backend.options import REWRITES, Options
 
 

@@ -23,8 +23,8 @@ from opara_backend.execution.host import observe
 from opara_backend.execution.runtime import Runtime
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering import alternatives as lowering
-from opara_backend.lowering import fused_convolutions, gemv, patches
-from opara_backend.lowering.inductor import OparaWrapperCodegen, note_rewrite
+from opara_backend.lowering import fused_convolutions, gemv, patches, under_way
+from opara_backend.lowering.inductor import OparaWrapperCodegen
 from opara_backend.lowering.sorting import Unsupported
 from opara_backend.options import Options
 from opara_backend.report.record import GraphRecord, collect
@@ -176,7 +176,7 @@ def test_a_lowering_left_to_inductor_is_no_step_down(
     rewrite = OparaWrapperCodegen.rewrite
 
     def refused(self: Any, lines: Any, code: Any) -> None:
-        if note_rewrite.__globals__["_under_way"].get().rewrites:
+        if under_way.current().rewrites:
             raise Unsupported("injected")
         rewrite(self, lines, code)
 

@@ -14,7 +14,7 @@ from bench import __main__ as bench
 from bench import first_calls, run
 from bench.run import Job
 from bench.samples import Row
-from bench.starts import Start, compared, load, markdown, save
+from bench.starts import Start, compared, load, markdown, rows, save
 
 
 def given(tmp_path: Path, *more: str) -> argparse.Namespace:
@@ -58,7 +58,9 @@ def test_every_case_has_cores_of_its_own_and_every_repeat_caches_of_its_own(
     assert {len(cores) for _, _, cores in seen} == {len(allowed) // 2}
     assert len({caches for _, caches, _ in seen}) == len(seen) / 2 == 2 * 2 * 3, "a cold call, then a warm one"
     _, starts = load(tmp_path / "starts.json")
-    assert [figures for _, figures in compared(starts)] == [(1.0, 2.0, 2.0, 1.0, 2.0, 2.0)] * 2
+    assert [figures for _, figures in compared(starts, "reduce-overhead", "opara")] == [
+        (1.0, 2.0, 2.0, 1.0, 2.0, 2.0)
+    ] * 2
 
 
 def test_a_call_that_fails_is_not_reported(
@@ -130,7 +132,35 @@ def test_the_table(tmp_path: Path) -> None:
     save(path, about, [*starts, alone])
     assert markdown(path).splitlines()[2:] == [
         "| googlenet float16, batch 1 | 20.00 | 22.00 | 1.10x | 2.00 | 2.20 | 1.10x |",
-        "| geometric mean of 1 | | | **1.10x** | | | **1.10x** |",
+        "| geometric mean of 1 |  |  | 1.10x |  |  | 1.10x |",
         "",
         "Medians of 1 to 3, 5 cores each. a GPU, driver 1, torch 2, commit abc: `python -m bench`",
     ]
+
+
+def test_the_first_backend_is_compared_with_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = {"inductor": 2.0, "opara": 3.0, "opara:plain": 5.0}
+
+    def together(jobs: Sequence[Job], **options: object) -> list[Row]:
+        (job,) = jobs
+        (backend,) = job.backends
+        return [Row(*job.case, backend, None, 0.0, seconds[backend])]
+
+    monkeypatch.setattr(first_calls, "together", together)
+    assert first_calls.main(given(tmp_path, "--models", "deepfm", "--repeats", "1", "--backends", *seconds)) == 0
+    said = capsys.readouterr().out
+    assert "deepfm float32 1 under opara:plain: cold 5.00 s, warm 5.00 s" in said
+    assert all(
+        f"{name}, cold s" in said and ratio in said for name, ratio in (("opara", "1.50x"), ("opara:plain", "2.50x"))
+    )
+    _, starts = load(tmp_path / "starts.json")
+    assert [row[0] for row in rows(starts, "inductor", "opara")] == ["deepfm float32, batch 1", "geometric mean of 1"]
+
+
+def test_results_of_another_kind_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "starts.json"
+    save(path, {}, [])
+    assert bench.main(["compare", str(path), str(path)]) == 2
+    assert "has schema 'first calls, 1'" in capsys.readouterr().out

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from opara_backend import upstream
 from opara_backend.lowering import joining
-from opara_backend.lowering.inductor import LoweringRequest, lowering, parameters
+from opara_backend.lowering.inductor import lowering
 from opara_backend.lowering.inplace import inplace_pairs
+from opara_backend.lowering.under_way import LoweringRequest, parameters
 
 
 @pytest.fixture

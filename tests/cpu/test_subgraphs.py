@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from opara_backend.kernel_graph import Buffer
-from opara_backend.lowering.inductor import LoweringRequest, OparaWrapperCodegen, lowering
+from opara_backend.lowering.inductor import OparaWrapperCodegen, lowering
 from opara_backend.lowering.program import ProgramWriter
 from opara_backend.lowering.sorting import Sorter
 from opara_backend.lowering.subgraphs import is_kernel
+from opara_backend.lowering.under_way import LoweringRequest
 from opara_backend.report.record import collect
 from opara_backend.upstream import PythonWrapperCodegen, V
 from tests.arguments import normal
