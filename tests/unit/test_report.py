@@ -123,6 +123,14 @@ def test_overlaps_and_the_critical_chain() -> None:
     assert overlap_fraction(Timeline("plan", "", ())) == 0.0
 
 
+def test_rates_that_are_guessed_are_said_to_be() -> None:
+    graph, profile, schedule = diamond()
+    assert not any("guessed" in note for note in shape_report(graph, profile, schedule).notes)
+    unlisted = replace(profile, device=replace(GPU, name="NVIDIA H300", estimated=True))
+    notes = shape_report(graph, unlisted, schedule).notes
+    assert any(note.startswith("rates of NVIDIA H300 are guessed") for note in notes)
+
+
 def test_what_is_said_about_a_shape() -> None:
     graph, profile, schedule = diamond()
     shape = shape_report(graph, profile, schedule, tried=[(in_a_row(graph), 21e-6), (schedule, 17e-6)])
