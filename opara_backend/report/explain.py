@@ -3,9 +3,9 @@
 Takes: a model or a function, compiled or not, and its arguments. Gives: a `Report`.
 Must not change: the compiled object it is given, whose own compiled code is neither used nor replaced. A fresh
 compilation of the same callable is made under a function of its own, so Dynamo's caches for the model stay as they
-are (behind a graph break, code of the model itself gains entries). The model *is* called, several times, and its
-side effects happen as often. Inductor's caches know graphs that are alike, and not whose: nothing is taken from them
-but what an earlier explanation of the same lines left there.
+are (behind a graph break, code of the model itself gains entries). The model *is* called, several times: buffers and
+inputs that it writes are put back (`untouched`), other side effects happen as often. Inductor's caches know graphs that
+are alike, and not whose: nothing is taken from them but what an earlier explanation of the same lines left there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from opara_backend.profiling.device import preset
 from opara_backend.report.build import fallback_row, graph_reports
 from opara_backend.report.model import Report
 from opara_backend.report.record import GraphRecord, collect
+from opara_backend.report.untouched import untouched
 
 _CALLS = 3  # a dynamic shape is captured by its second call and replayed from the third on
 ESTIMATED_DEVICE = "H200"
@@ -37,7 +38,9 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
 
     A model that is compiled already is compiled anew as it was (mode, options, dynamic), in the caller's grad mode: a
     report on a call that trains says so. Anything else is compiled with `options` under `torch.no_grad()`. The model
-    is called three times; on a GPU five more times, under torch.profiler, for the measured timeline.
+    is called three times; on a GPU five more times, under torch.profiler, for the measured timeline. What these calls
+    write into buffers and inputs is put back, for which as much memory is taken meanwhile; the rest of what they do,
+    to parameters, to Python objects, to generators of random numbers, stays done.
     On the CPU, demands and timelines are estimated for a GPU, and say so.
     """
     from opara_backend import upstream
@@ -49,7 +52,8 @@ def explain(model: Callable[..., Any], *inputs: Any, options: Mapping[str, Any] 
     own_options.parse(settings.get("options"), settings.get("mode"))  # before anything is traced
     quiet = contextlib.nullcontext() if given is not None else torch.no_grad()
     places: dict[str, list[str]] = {}
-    with quiet, _recompilable(), _compiled(original, settings, dynamic, places) as call:
+    before_calls = untouched(_owner(original), (inputs, kwargs))
+    with quiet, before_calls, _recompilable(), _compiled(original, settings, dynamic, places) as call:
         before = Counter(upstream.counters["graph_break"])
         with collect() as records, fallback.collect() as steps:
             for _ in range(_CALLS):
@@ -113,7 +117,7 @@ def _report(
     versions = {"opara": __version__, "torch": torch.__version__, "python": platform.python_version()}
     if torch.version.cuda:
         versions["cuda"] = torch.version.cuda
-    owner = next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
+    owner = _owner(model)
     notes = [] if records else ["no graph of this model was ours to schedule"]
     notes += _said(breaks)
     if owner is not None and owner.training:
@@ -128,6 +132,11 @@ def _report(
         notes=tuple(notes),
         modules=tuple((p, type(m).__name__) for p, m in owner.named_modules() if p) if owner is not None else (),
     )
+
+
+def _owner(model: Any) -> torch.nn.Module | None:
+    """The module that `model` is, or is a method of."""
+    return next((m for m in (model, getattr(model, "__self__", None)) if isinstance(m, torch.nn.Module)), None)
 
 
 def _said(breaks: Mapping[str, Iterable[str]]) -> Iterator[str]:

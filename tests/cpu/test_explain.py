@@ -297,3 +297,52 @@ def test_no_kernel_is_said_to_come_from_a_line_of_this_package() -> None:
         for shape in graph.shapes
         for kernel in shape.kernels
     )
+
+
+class Counts(nn.Module):
+    """Counts its calls, in place and not, and writes over what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("place", torch.zeros(1))
+        self.register_buffer("other", torch.zeros(1), persistent=False)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor, more: dict[str, list[Tensor]]) -> Tensor:
+        self.place += 1
+        self.other = self.other + 1
+        more["seen"][0].copy_(x)
+        return self.norm(x.add_(1)) * self.place
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_calls_write_is_put_back(mode: Any, compiled: bool) -> None:
+    """Whoever looks at a model that decodes must not move its cache on."""
+    with mode():
+        model = Counts()
+        x, seen = X.clone(), torch.full_like(X, torch.nan)
+        held = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        objects = {name: id(buffer) for name, buffer in model.named_buffers()}
+        opara_backend.explain(torch.compile(model, backend="opara") if compiled else model, x, {"seen": [seen]})
+        assert torch.equal(x, X)
+        assert seen.isnan().all()
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, held[name]), name
+            assert id(buffer) == objects[name], name
+    assert "other" not in model.state_dict()
+
+
+def test_and_put_back_where_explaining_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Counts(), X.clone()
+    monkeypatch.setattr(explaining, "_report", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        opara_backend.explain(model, x, {"seen": [torch.zeros_like(X)]})
+    assert torch.equal(x, X)
+    assert model.place == 0
+
+
+def test_inputs_that_are_no_plain_tensors_are_left() -> None:
+    x = torch.eye(4).to_sparse()
+    assert opara_backend.explain(lambda x: x.to_dense() + 1, x).notes is not None
+    assert torch.equal(x.to_dense(), torch.eye(4))
