@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch._inductor.virtualized import V
+
+from opara_backend.upstream.private import GraphLowering, V, ir
+from opara_backend.upstream.private import lowerings as known_lowerings
 
 
 def lowerings() -> dict[Any, Callable[..., Any]]:
@@ -19,8 +21,7 @@ def lowerings() -> dict[Any, Callable[..., Any]]:
 
     Seen 2.11, 2.13, 2.15. Without it products of vectors stay calls of libraries.
     """
-    from torch._inductor.lowering import lowerings as found
-
+    found: dict[Any, Callable[..., Any]] = known_lowerings
     return found
 
 
@@ -29,8 +30,6 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
 
     Seen 2.11, 2.13, 2.15 (torch/_inductor/kernel/conv.py). Without it a library copies its operands at every call.
     """
-    from torch._inductor import ir
-
     operand.realize()
     if V.graph.layout_opt:
         return ir.ExternKernel.require_channels_last(operand)
@@ -40,8 +39,6 @@ def laid_out_for_convolution(operand: Any, result: Any) -> Any:
 
 def will_prefer_channels_last(graph: torch.fx.Graph) -> bool:
     """Whether `prefers_channels_last` will be true of an inference graph. Seen 2.11, 2.13, 2.14."""
-    from torch._inductor.graph import GraphLowering
-
     return bool(GraphLowering.decide_layout_opt(SimpleNamespace(graph=graph), is_inference=True))
 
 
@@ -55,8 +52,6 @@ def channels_last(image: Any) -> Any:
 
     Without it neighbouring threads would read what lies far apart.
     """
-    from torch._inductor import ir
-
     image.realize()
     return ir.ExternKernel.require_channels_last(image)
 
@@ -66,8 +61,6 @@ def contiguous(operand: Any) -> Any:
 
     Without it Inductor computes it where it is read, or lays it out as what it is computed from.
     """
-    from torch._inductor import ir
-
     operand.realize()
     return ir.ExternKernel.require_stride_order(operand, [*reversed(range(len(operand.get_size())))])
 
@@ -77,8 +70,6 @@ def elementwise(element: Callable[[Sequence[Any]], Any], like: Any) -> Any:
 
     Computed once, whoever reads it. Seen 2.11, 2.13, 2.14. Without it depthwise convolutions stay calls of cuDNN.
     """
-    from torch._inductor import ir
-
     box = ir.Pointwise.create(
         device=like.get_device(), dtype=like.get_dtype(), inner_fn=element, ranges=list(like.get_size())
     )
@@ -105,6 +96,4 @@ def known_at_least(size: Any, least: int) -> bool:
 
 def extern_call(operator: torch._ops.OpOverload, *args: Any) -> Any:
     """The box of what a call of `operator` returns, which allocates it. Seen 2.11, 2.13, 2.15."""
-    from torch._inductor import ir
-
     return ir.TensorBox.create(ir.FallbackKernel.create(operator, *args))

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef as WeakStorage
+
+from opara_backend.upstream.private import FakeTensorMode, WeakStorage
 
 
 def clear_cublas_workspaces(streams: Sequence[torch.cuda.Stream] | None = None) -> None:
@@ -62,8 +63,6 @@ def is_cudnn_convolution(
 
     Seen 2.11, 2.13, 2.15. Without it convolutions allocate their outputs themselves.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     with FakeTensorMode():
         operands = [torch.empty_strided(s, t, dtype=d, device=on) for s, t, d, on in (x, weight)]
         found = torch._C._select_conv_backend(*operands, bias=None, bias_sizes=None, **settings)

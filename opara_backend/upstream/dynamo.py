@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 
-# Seen 2.13, 2.15. Puts artefacts into the log that TORCH_TRACE asks for and `tlparse` reads, and names the
-# compilation they belong to. Without them: no artefacts, and graphs without a name in profiles.
-from torch._guards import CompileContext
-from torch._logging._internal import trace_structured
+from opara_backend.upstream.private import CompileContext, effects, functorch_config, trace_structured
 
 
 def break_behind(gm: torch.fx.GraphModule) -> tuple[str, str] | None:
@@ -46,8 +43,6 @@ def without_autograd_cache() -> Any:
 
     Seen 2.11, 2.13, 2.15. Without it a new process finds the first lowering of a graph, and not the others.
     """
-    import torch._functorch.config as functorch_config
-
     return functorch_config.patch(enable_autograd_cache=False)
 
 
@@ -72,8 +67,6 @@ def has_ordered_effect(operator: Any) -> bool:
 
     Seen 2.11, 2.13, 2.15. Without it such operators, which share no tensor, could change places.
     """
-    from torch._higher_order_ops import effects
-
     return isinstance(operator, torch._ops.OpOverload) and effects._get_effect(operator) is not None
 
 

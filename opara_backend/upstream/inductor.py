@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import config as inductor_config
 
-# Seen 2.11, 2.13, 2.15. Which code generator serves a device. Without it our wrapper is never asked.
-from torch._inductor.codegen.common import device_codegens, init_backend_registration
-from torch._inductor.codegen.triton import TritonKernel
-from torch._inductor.scheduler import ForeachKernelSchedulerNode
-from torch._inductor.virtualized import V
+from opara_backend.upstream.private import (
+    ForeachKernelSchedulerNode,
+    TritonKernel,
+    V,
+    cache_dir,
+    device_codegens,
+    inductor_config,
+    init_backend_registration,
+)
 
 # Seen 2.13, 2.15: `post_grad_custom_pre_pass` takes a list, too, and passes that are told whether the graph is for
 # inference. 2.11 takes one pass.
@@ -101,8 +104,6 @@ def inductor_option_names() -> tuple[str, ...]:
 
 def cache_directory() -> Path:
     """Where Inductor keeps what it compiled. Seen 2.13, 2.15; without it `cache` and `doctor` know no place."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     return Path(cache_dir())
 
 
