@@ -138,9 +138,10 @@ def first_calls(job: Job) -> Iterator[Row]:
             continue
         # Variants of the same kernels must not warm each other.
         own = replace(job, backends=(backend,), caches=f"{job.caches}/{number}", record_to=None)
-        cold, warm = (_first_call(own) for _ in range(2))
+        cold = _first_call(own)
+        warm = cold if cold.problem else _first_call(own)  # what failed once would fail again, and take as long
         yield replace(
-            warm if cold.problem is None else cold,
+            warm,
             cold_seconds=None if cold.problem else cold.first_call_seconds,
             warm_seconds=None if warm.problem else warm.first_call_seconds,
         )

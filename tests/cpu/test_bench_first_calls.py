@@ -66,8 +66,11 @@ def test_every_case_has_cores_of_its_own_and_every_repeat_caches_of_its_own(
 def test_a_call_that_fails_is_not_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    asked: list[tuple[str, ...]] = []
+
     def together(jobs: Sequence[Job], **options: object) -> list[Row]:
         (job,) = jobs
+        asked.append(job.backends)
         problem = "wrong: error 1.0" if job.backends == ("opara",) else None
         return [Row(*job.case, job.backends[0], None, 0.0, 1.0, problem=problem)]
 
@@ -75,6 +78,7 @@ def test_a_call_that_fails_is_not_reported(
     assert first_calls.main(given(tmp_path, "--models", "deepfm", "--repeats", "1")) == 1
     assert "not reported: deepfm float32 1 under opara: wrong: error 1.0" in capsys.readouterr().out
     assert [start.backend for start in load(tmp_path / "starts.json")[1]] == ["reduce-overhead"]
+    assert asked == [("reduce-overhead",), ("reduce-overhead",), ("opara",)], "and not once more, warm"
 
 
 def test_a_call_that_never_ends_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
