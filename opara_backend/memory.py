@@ -177,8 +177,9 @@ def verify_memory(graph: KernelGraph, schedule: Schedule, plan: MemoryPlan) -> N
     for placement in sorted(plan.placements, key=lambda p: p.offset):
         active = [p for p in active if p.offset + p.nbytes > placement.offset]
         for other in active:
-            in_place = _in_place(graph, placement, other, accesses, before, kept)
-            if not in_place and not _disjoint(placement.buffer, other.buffer, accesses, common, kept):
+            if not _disjoint(placement.buffer, other.buffer, accesses, common, kept) and not _in_place(
+                graph, placement, other, accesses, before, kept
+            ):
                 raise MemoryPlanError(
                     f"buffers {other.buffer!r} and {placement.buffer!r} share bytes and live together"
                 )

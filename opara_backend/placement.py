@@ -9,13 +9,17 @@ it meets a bound that no placement can beat, comes within a few per cent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 Offsets = Mapping[str, int]
 
 STARTS = 8  # buffers from which a set that must lie side by side is grown
 TRIES = 9  # with each order, the buffer that ended on top of the arena given the first choice in the next
-MANY = 400  # buffers with which each try takes so long that only the two orders are tried
+MANY = 160  # buffers above which there are fewer, as the time each takes grows with their square
+
+_BIT = bytes.maketrans(b"01", b"\0\1")
 
 
 def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping[str, int]) -> tuple[Offsets, int]:
@@ -26,12 +30,13 @@ def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping
     """
     index = {name: i for i, name in enumerate(sizes)}
     bound = side_by_side(sizes, conflicts, STARTS)
+    tries = max(1, min(TRIES, TRIES * MANY**2 // max(1, len(sizes)) ** 2))
     by_name = sorted(sizes)
     by_size = sorted(by_name, key=lambda n: sizes[n], reverse=True)
     by_area = sorted(by_name, key=lambda n: areas[n], reverse=True)
     tried: list[tuple[Offsets, int]] = []
     for order in (by_size, by_area):
-        for _ in range(TRIES if len(sizes) <= MANY else 1):
+        for _ in range(tries):
             found, arena = _best_fit(order, sizes, conflicts, index)
             if arena <= bound:
                 return found, arena
@@ -64,26 +69,36 @@ def _best_fit(
     names: Sequence[str], sizes: Mapping[str, int], conflicts: Mapping[str, int], index: Mapping[str, int]
 ) -> tuple[Offsets, int]:
     """Each of `names` in turn in the tightest gap that is free for it; offsets, and bytes of the arena."""
-    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
-    placed = arena = 0
+    offsets: dict[str, int] = {}
+    spans: list[tuple[int, int]] = []  # offset and end of those placed, ascending
+    placed: list[int] = []  # which they are
+    arena = 0
     for name in names:
-        busy = sorted([span[i] for i in members(placed & conflicts[name])])
-        offset = _tightest_gap(busy, sizes[name])
-        span[index[name]] = offset, offset + sizes[name]
-        placed |= 1 << index[name]
-        arena = max(arena, offset + sizes[name])
-    return {name: span[index[name]][0] for name in names}, arena
+        among = _flags(conflicts[name], len(sizes))
+        offset = _tightest_gap(itertools.compress(spans, map(among.__getitem__, placed)), sizes[name])
+        offsets[name], end = offset, offset + sizes[name]
+        at = bisect.bisect(spans, (offset, end))
+        spans.insert(at, (offset, end))
+        placed.insert(at, index[name])
+        arena = max(arena, end)
+    return offsets, arena
 
 
-def _tightest_gap(busy: list[tuple[int, int]], nbytes: int) -> int:
-    """Offset of the smallest free gap of at least `nbytes` between `busy` intervals (sorted), else behind them all."""
-    gaps = []
-    end = 0
+def _flags(bits: int, count: int) -> bytes:
+    """For each of `count` possible members of a bit set, 1 if it is one and 0 if not."""
+    return bin(bits)[:1:-1].encode().translate(_BIT).ljust(count, b"\0")
+
+
+def _tightest_gap(busy: Iterable[tuple[int, int]], nbytes: int) -> int:
+    """Offset of the smallest free gap of at least `nbytes` between `busy` spans (ascending), else behind them all."""
+    tightest, found, end = -1, 0, 0
     for start, stop in busy:
-        if start - end >= nbytes:
-            gaps.append((start - end, end))
-        end = max(end, stop)
-    return min(gaps)[1] if gaps else end
+        gap = start - end
+        if gap >= nbytes and (tightest < 0 or gap < tightest):
+            tightest, found = gap, end
+        if stop > end:
+            end = stop
+    return found if tightest >= 0 else end
 
 
 def members(bits: int) -> Iterator[int]:

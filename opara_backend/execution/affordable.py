@@ -1,20 +1,23 @@
 """Plans for schedules that are to be tried, such that none takes much more memory than one stream, nor do all together.
 
-Takes: schedules, a way to plan one, what kernels allocate. Gives: plans that say what libraries take, too.
+Takes: schedules, a way to plan one, what kernels allocate. Gives: plans that say what libraries take, too, in heats.
 Must not change: anything. Pure but for the log.
 
 An arena may not exceed the one stream's by more than `MORE_ARENA` says: weights that are laid out, scaled or merged at
 every call may all be so at its beginning, which takes an arena as large as themselves, and is hardly ever fastest.
 Arena and what kernels allocate may together take what is `allowed`; a schedule that exceeds it is tried with those
-kernels that allocate on fewer streams. Candidates share an arena and a memory pool: each is captured into what those
-before it have left there, segments cut for them and workspaces of cuBLAS's.
+kernels that allocate on fewer streams.
+
+The plans of a heat are captured side by side, and share an arena and a memory pool: each is captured into what those
+before it have left there, segments cut for them and workspaces of cuBLAS's. Plans of which each alone takes no more
+than it may, but all together do, are of different heats, one of which is given up before the next begins.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from opara_backend.execution.host import Plan
 from opara_backend.scheduling.schedule import Schedule
@@ -23,10 +26,31 @@ from opara_backend.scheduling.workspaces import Allocations, Pools, allowed, lau
 
 log = logging.getLogger(__name__)
 
-# Bytes by which an arena may exceed that of one stream, if they are more than a tenth of that one and of what the graph
-# reads where it lies (weights, mostly).
+# Bytes by which an arena may exceed that of one stream, if they are more than a quarter of that one, and more than a
+# tenth of it and of what the graph reads where it lies (weights, mostly).
 MORE_ARENA = 32 << 20
 TRIES = 3  # at what a schedule that takes too much could be made of
+
+Heats = list[list[Plan]]
+
+
+@dataclass
+class _Heat:
+    """Plans captured side by side: the widest of their arenas, and what they leave in their memory pool."""
+
+    plans: list[Plan] = field(default_factory=list)
+    arena: int = 0
+    pools: Pools = field(default_factory=Pools)
+
+    def add(self, plan: Plan, kernels: Allocations, most: int | None) -> bool:
+        """Take `plan` in if all together take at most `most` bytes then; whether it was."""
+        arena = max(self.arena, plan.memory.arena_bytes)
+        pools = kernels.captured(plan.schedule, plan.memory.releases, self.pools)
+        if most is not None and segment_bytes(arena) + pools.reserved > most:
+            return False
+        self.plans.append(plan)
+        self.arena, self.pools = arena, pools
+        return True
 
 
 def affordable(
@@ -35,11 +59,13 @@ def affordable(
     kernels: Allocations,
     static_bytes: int,
     extra: int,
-) -> list[Plan]:
-    """Plans for those of `schedules`, one stream first, that may be tried, or for what could be made of them.
+    go_on: Callable[[int], bool] = lambda found: True,
+) -> Heats:
+    """Plans for those of `schedules`, one stream first, that may be tried, or for what could be made of them, by heats.
 
     kernels: what those of the graph allocate. static_bytes: of arguments read where they lie. extra: bytes that may be
-    taken beyond what always may.
+    taken beyond what always may. go_on: asked before each schedule but the first, with the number of plans found,
+    whether to look at more.
     """
     squeezed, launch = squeezing(kernels), launched(kernels)
 
@@ -58,27 +84,25 @@ def affordable(
             one = placed(launch(smaller))
         return one
 
-    found: list[Plan] = []
-    tried: set[tuple[object, ...]] = set()
-    arena = largest = most = 0
-    shared = Pools()
-    for schedule in schedules:
-        one = placed(schedule)
-        if not found:
-            row = one.memory.arena_bytes
-            largest = row + max(MORE_ARENA, (static_bytes + row) // 10)
-            most = allowed(static_bytes, one.reserved, kernels.spared, extra)
-        else:
-            one = made_to_fit(one, most)
+    first, *others = schedules
+    row = placed(first)
+    arena = row.memory.arena_bytes
+    largest = arena + max(MORE_ARENA, (static_bytes + arena) // 10, arena // 4)
+    most = allowed(static_bytes, row.reserved, kernels.spared, extra)
+    heats, tried = [_Heat()], {first.launches}
+    heats[0].add(row, kernels, None)
+    for schedule in others:
+        if not go_on(len(tried)):
+            break
+        one = made_to_fit(placed(schedule), most)
         if one.schedule.launches in tried:
             continue
-        widest = max(arena, one.memory.arena_bytes)
-        together = kernels.captured(one.schedule, one.memory.releases, shared)
-        if not found or (widest <= largest and segment_bytes(widest) + together.reserved <= most):
-            found.append(one)
-            tried.add(one.schedule.launches)
-            arena, shared = widest, together
-        else:
+        if one.memory.arena_bytes > largest or one.reserved > most:
             made, own = one.schedule.policy, one.memory.arena_bytes
             log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, own, one.reserved)
-    return found
+            continue
+        tried.add(one.schedule.launches)
+        if not any(heat.add(one, kernels, most) for heat in heats):
+            heats.append(_Heat())
+            heats[-1].add(one, kernels, None)
+    return [heat.plans for heat in heats]

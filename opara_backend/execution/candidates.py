@@ -1,7 +1,7 @@
 """Candidate schedules of one shape, captured and timed against each other: the best is kept.
 
 Takes: a Runtime, its KernelGraph with sizes bound, static arguments. Gives: the Plan kept and its captured graph.
-Must not change: state outside the program's intermediates; `state_kept` puts back what runs and replays write.
+Must not change: state outside the program's intermediates; the caller keeps (`state`) what runs and replays write.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,7 +24,6 @@ from opara_backend.execution.measure import seconds_per_replay
 from opara_backend.execution.program import Program
 from opara_backend.execution.streams import private_streams
 from opara_backend.kernel_graph import KernelGraph
-from opara_backend.lowering.program import RANDOM_STATE
 from opara_backend.memory import MemoryPlanError
 from opara_backend.profiling.profile import build_profile
 from opara_backend.profiling.timing import profile_on_cuda
@@ -39,14 +38,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 Tried = list[tuple[Schedule, float]]
 
 # Bytes of arena that may be held twice while schedules are compared: for more, up to 10 MiB, the allocator takes 20.
 # A schedule is captured again instead, launch by launch.
 HELD_TWICE = 1 << 20
-STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
 LEAST = 3  # schedules tried however long that takes
 
 
@@ -101,15 +97,10 @@ def _search(
 ) -> tuple[Plan, CapturedGraph, Tried]:
     """Profile the kernels, capture and time every schedule that is to be tried, and capture the best for good.
 
-    Candidates work in a memory pool of their own, which goes with them: it holds what all of them need, on every stream
-    that one of them uses, workspaces of libraries included.
+    Those of a heat work in a memory pool of their own, which goes with them: it holds what all of them need, on every
+    stream that one of them uses, workspaces of libraries included.
     """
-    apart = replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
-    try:
-        plans, seconds = _tried(runtime, graph, arguments, apart, near)
-    finally:
-        give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
-    give_back_unused()
+    plans, seconds = _tried(runtime, graph, arguments, memory, near)
     schedules = [plan.schedule for plan in plans]
     best = plans[kept(schedules, [plan.reserved for plan in plans], seconds)]
     with runtime.record.stage("capture"):
@@ -122,60 +113,79 @@ def _tried(
 ) -> tuple[list[Plan], list[float]]:
     """Plans for all schedules that were tried, and the seconds a replay of each took: 0 for the only one."""
     record, deadline = runtime.record, time.perf_counter() + runtime.options.search_seconds
-    with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
-        chain = _chain(runtime, graph)
-        profile, chained = profile_on_cuda(
-            graph, lambda probe: capture_plan(runtime.program, chain, arguments, memory, probe)
-        )
-    with record.stage("schedule"):
-        kernels, static_bytes = allocations(graph, memory.needed), arguments.static_bytes()
-        schedules = runtime.schedules(graph, profile, near, kernels, static_bytes)
-    with record.stage("plan"):
-        plans = affordable(
-            lambda schedule: runtime.plan(graph, profile, schedule, captured=True),
-            _in_time(schedules, deadline),
-            kernels,
-            static_bytes,
-            runtime.options.extra_memory << 20,
-        )
-    seconds = _race(runtime, plans, chain, chained, arguments, memory, deadline) if len(plans) > 1 else [0.0]
-    chained.reset()
-    return plans[: len(seconds)], seconds
+    with _apart(runtime, graph, memory) as apart:
+        with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
+            chain = _chain(runtime, graph)
+            profile, chained = profile_on_cuda(
+                graph, lambda probe: capture_plan(runtime.program, chain, arguments, apart, probe)
+            )
+        with record.stage("schedule"):
+            kernels, static_bytes = allocations(graph, memory.needed), arguments.static_bytes()
+            schedules = runtime.schedules(graph, profile, near, kernels, static_bytes)
+        with record.stage("plan"):
+            first, *others = affordable(
+                lambda schedule: runtime.plan(graph, profile, schedule, captured=True),
+                schedules,
+                kernels,
+                static_bytes,
+                runtime.options.extra_memory << 20,
+                lambda found: found < LEAST or time.perf_counter() < deadline,
+            )
+        only = len(first) == 1 and not others
+        seconds = [0.0] if only else _race(runtime, first, arguments, apart, deadline, LEAST, (chain, chained))
+        chained.reset()
+    plans = first[: len(seconds)]
+    for heat in others:
+        least = LEAST - len(plans)
+        if least <= 0 and time.perf_counter() > deadline:
+            break
+        with _apart(runtime, graph, memory) as apart:
+            took = _race(runtime, heat, arguments, apart, deadline, max(1, least))
+        plans, seconds = [*plans, *heat[: len(took)]], [*seconds, *took]
+    return plans, seconds
 
 
-def _in_time(items: Sequence[T], deadline: float) -> Iterator[T]:
-    """`items` until `deadline` (`time.perf_counter`), but `LEAST` in any case."""
-    for index, item in enumerate(items):
-        if index >= LEAST and time.perf_counter() > deadline:
-            return
-        yield item
+@contextlib.contextmanager
+def _apart(runtime: Runtime, graph: KernelGraph, memory: Memory) -> Iterator[Memory]:
+    """Memory for graphs that are all given up in the block; behind it the device has it back."""
+    try:
+        yield replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
+    finally:
+        give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
+    give_back_unused()
 
 
 def _race(
     runtime: Runtime,
     plans: Sequence[Plan],
-    chain: Plan,
-    chained: CapturedGraph,
     arguments: StaticArguments,
     memory: Memory,
     deadline: float,
+    least: int,
+    profiled: tuple[Plan, CapturedGraph] | None = None,
 ) -> list[float]:
-    """Seconds per replay of each of `plans`, or of the first ones where time is short; `chained` is `chain`, captured
-    already."""
+    """Seconds per replay of each of `plans`, or of the first ones, but `least`, where time is short.
+
+    profiled: one stream in program order, and the graph of it that was captured in `memory` already.
+    """
     record = runtime.record
-    needed, held = max(plan.memory.arena_bytes for plan in plans), chained.arena.nbytes
-    keep = needed <= held or held <= HELD_TWICE
-    if not keep:
-        chained.give_up_arena()
-        give_back_unused()
+    needed = max(plan.memory.arena_bytes for plan in plans)
+    keep = False
+    if profiled is not None:
+        chain, chained = profiled
+        held = chained.arena.nbytes
+        keep = needed <= held or held <= HELD_TWICE
+        if not keep:
+            chained.give_up_arena()
+            give_back_unused()
     widest = memory.supply(needed)  # for all of them, as they take turns
     with record.stage("capture"), annotate.stage(runtime.options.annotate, runtime.name, "capture"):
         racing, took = [], 0.0
         for index, plan in enumerate(plans):
             begun = time.perf_counter()
-            if index >= LEAST and begun + took > deadline:  # what wins has to be captured once more
+            if index >= least and begun + took > deadline:  # what wins has to be captured once more
                 break
-            there = keep and plan.schedule == chain.schedule  # one stream in program order
+            there = keep and plan.schedule == chain.schedule
             racing.append(chained if there else capture_plan(runtime.program, plan, arguments, memory))
             took = time.perf_counter() - begun
     del widest  # from now on it lives as long as a graph that works in it
@@ -196,25 +206,6 @@ def capture_plan(
     if memory.candidates:
         made.outputs = ()  # nobody reads them, and the next candidate may have their memory
     return made
-
-
-@contextlib.contextmanager
-def state_kept(tensors: Sequence[torch.Tensor], graph: KernelGraph) -> Iterator[None]:
-    """Put back what the block writes: `tensors`, and the generator if the graph draws random numbers.
-
-    A cache of keys and values may be most of what the device holds: large state is kept on the host meanwhile.
-    """
-    device = torch.device(graph.device)
-    large = sum(t.numel() * t.itemsize for t in tensors) > STATE_ON_DEVICE
-    copies = [t.to("cpu", copy=True) if large else t.clone() for t in tensors]
-    state = torch.cuda.get_rng_state(device) if any(RANDOM_STATE in k.writes for k in graph.kernels) else None
-    try:
-        yield
-    finally:
-        for tensor, copy in zip(tensors, copies, strict=True):
-            tensor.copy_(copy)
-        if state is not None:
-            torch.cuda.set_rng_state(state, device)
 
 
 def _chain(runtime: Runtime, graph: KernelGraph) -> Plan:

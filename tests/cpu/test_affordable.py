@@ -1,7 +1,8 @@
-"""Schedules planned within bounds of memory, alone and together."""
+"""Schedules planned within bounds of memory, alone and with those of their heat."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -61,7 +62,7 @@ NEEDED = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB))
 def test_what_would_take_too_much_is_tried_with_libraries_on_fewer_streams(extra: int, streams: int) -> None:
     """Each stream with a convolution takes 20 MiB; other kernels stay where they are."""
     _, plan_of = planner(FOUR, PROFILE)
-    found = affordable(plan_of, [in_a_row(FOUR), APART], allocations(FOUR, NEEDED), 0, extra * MIB)
+    (found,) = affordable(plan_of, [in_a_row(FOUR), APART], allocations(FOUR, NEEDED), 0, extra * MIB)
     used = [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found]
     assert used == ([1] if streams == 1 else [1, streams]), "on one stream there is nothing else to run beside"
 
@@ -71,19 +72,42 @@ def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
     _, plan_of = planner(FOUR, PROFILE, arena=10 * MIB)
     schedules = [in_a_row(FOUR), APART]
     for extra, most in ((60, 2), (90, 4)):
-        found = affordable(plan_of, schedules, allocations(FOUR, NEEDED), 0, extra * MIB)
+        (found,) = affordable(plan_of, schedules, allocations(FOUR, NEEDED), 0, extra * MIB)
         assert [len({one.schedule.stream[k] for k in NEEDED.transient}) for one in found] == [1, most]
 
 
 def test_candidates_share_what_they_take_stream_by_stream() -> None:
-    """Two schedules of two convolutions side by side: together they take more if these are on other streams."""
+    """Schedules of two convolutions side by side: together they take more if these are on other streams.
+
+    Those that do are tried after the others are gone, where before they were not tried at all.
+    """
     row = in_a_row(FOUR)
     first = with_waits(FOUR, (0, 0, 1, 0, 1, 0), range(6))
     same = with_waits(FOUR, (0, 1, 0, 0, 1, 0), range(6))
     other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
+    alike = with_waits(FOUR, (0, 2, 0, 0, 2, 1), range(6))
     _, plan_of = planner(FOUR, PROFILE)
-    found = affordable(plan_of, [row, first, other, same], allocations(FOUR, NEEDED), 0, 20 * MIB)
-    assert [one.schedule for one in found] == [row, first, same]
+    heats = affordable(plan_of, [row, first, other, same, alike], allocations(FOUR, NEEDED), 0, 20 * MIB)
+    assert [[one.schedule for one in heat] for heat in heats] == [[row, first, same], [other, alike]]
+
+
+def test_time_is_asked_after_before_each_schedule_but_the_first() -> None:
+    """With how many have been found, those that cannot be tried not counted: as many as must be are looked for."""
+    wide = planner(FOUR, PROFILE, arena=40 * MIB)[1]
+    narrow = planner(FOUR, PROFILE)[1]
+    row, other = in_a_row(FOUR), with_waits(FOUR, (0, 1, 0, 1, 0, 0), range(6))
+    asked: list[int] = []
+
+    def go_on(found: int) -> bool:
+        asked.append(found)
+        return found < 2
+
+    def plan_of(schedule: Schedule) -> Plan:
+        return (wide if schedule == APART else narrow)(schedule)
+
+    (found,) = affordable(plan_of, [row, APART, other, row], allocations(FOUR, Workspaces()), 0, 0, go_on)
+    assert [one.schedule for one in found] == [row, other]
+    assert asked == [1, 1, 2]
 
 
 @st.composite
@@ -108,21 +132,26 @@ def test_neither_one_nor_all_together_exceed_what_is_allowed(
 ) -> None:
     (graph, profile, _), schedules, needed = problem
     seen, plan_of = planner(graph, profile)
-    found = affordable(plan_of, schedules, allocations(graph, needed), static * MIB, extra * MIB)
-    assert found[0].schedule == schedules[0], "one stream always may"
-    assert all(one.schedule in seen for one in found)
     kernels = allocations(graph, needed)
-    most = allowed(static * MIB, found[0].reserved, kernels.spared, extra * MIB)
-    largest = found[0].memory.arena_bytes + max(MORE_ARENA, (static * MIB + found[0].memory.arena_bytes) // 10)
-    together = Pools()
-    for one in found:
-        alone = kernels.reserved(one.schedule, one.memory.releases)
-        assert one.reserved == segment_bytes(one.memory.arena_bytes) + sum(alone.values())
-        together = kernels.captured(one.schedule, one.memory.releases, together)
-    widest = max(one.memory.arena_bytes for one in found)
-    assert widest <= largest
-    assert len(found) == 1 or segment_bytes(widest) + together.reserved <= most
-    assert len({one.schedule.launches for one in found}) == len(found), "none is tried twice"
+    heats = affordable(plan_of, schedules, kernels, static * MIB, extra * MIB)
+    row = heats[0][0]
+    assert row.schedule == schedules[0], "one stream always may"
+    assert all(heats)
+    most = allowed(static * MIB, row.reserved, kernels.spared, extra * MIB)
+    arena = row.memory.arena_bytes
+    largest = arena + max(MORE_ARENA, (static * MIB + arena) // 10, arena // 4)
+    for found in heats:
+        assert all(one.schedule in seen for one in found)
+        together = Pools()
+        for one in found:
+            alone = kernels.reserved(one.schedule, one.memory.releases)
+            assert one.reserved == segment_bytes(one.memory.arena_bytes) + sum(alone.values())
+            together = kernels.captured(one.schedule, one.memory.releases, together)
+        widest = max(one.memory.arena_bytes for one in found)
+        assert widest <= largest
+        assert found == [row] or segment_bytes(widest) + together.reserved <= most
+    launches = [one.schedule.launches for found in heats for one in found]
+    assert len({*launches}) == len(launches), "none is tried twice"
 
 
 @given(problems(), st.sampled_from([0, 20, 100]))
@@ -131,10 +160,11 @@ def test_what_may_be_tried_as_it_is_is_not_changed(
 ) -> None:
     (graph, profile, _), schedules, needed = problem
     _, plan_of = planner(graph, profile)
-    generous = affordable(plan_of, schedules, allocations(graph, needed), 0, 1 << 40)
+    (generous,) = affordable(plan_of, schedules, allocations(graph, needed), 0, 1 << 40)
     assert {one.schedule.launches for one in generous} == {schedule.launches for schedule in schedules}
     for one in generous[1:]:  # alone, so that what others reserve does not count
-        row, *found = affordable(plan_of, [schedules[0], one.schedule], allocations(graph, needed), 0, extra * MIB)
+        heats = affordable(plan_of, [schedules[0], one.schedule], allocations(graph, needed), 0, extra * MIB)
+        row, *found = itertools.chain(*heats)
         most = allowed(0, row.reserved, 0, extra * MIB)
         if one.reserved > most:
             assert all(other.schedule.launches != one.schedule.launches for other in found)
@@ -158,10 +188,11 @@ def test_results_that_are_dropped_late_leave_less_for_others() -> None:
     _, plan_of = planner(graph, profile)
     schedules = [in_a_row(graph), apart]
     for extra, reserved in ((40, 80), (20, 60)):
-        _, one = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, extra * MIB)
+        ((_, one),) = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, extra * MIB)
         assert one.reserved == (reserved + 2) * MIB, "with the arena"
         assert len({one.schedule.stream[k] for k in calls}) == (2 if reserved == 80 else 1)
-    assert len(affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 0)) == 1
+    ((only,),) = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 0)
+    assert only.schedule.streams == 1
 
 
 def test_a_segment_that_another_candidate_cut_may_be_too_small() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from opara_backend.execution import candidates, winners
-from opara_backend.execution.affordable import MORE_ARENA
-from opara_backend.execution.candidates import HELD_TWICE, LEAST, Memory, capture_best, state_kept
+from opara_backend.execution import candidates, state, winners
+from opara_backend.execution.affordable import MORE_ARENA, Heats, affordable
+from opara_backend.execution.candidates import HELD_TWICE, LEAST, Memory, capture_best
 from opara_backend.execution.host import Plan
 from opara_backend.execution.program import Program
 from opara_backend.execution.runtime import Runtime
+from opara_backend.execution.state import state_kept
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.options import Options
 from opara_backend.profiling.profile import Profile
@@ -180,7 +182,8 @@ def test_but_not_if_that_would_hold_a_large_arena_twice(
     [
         (1, 0, 1 + MORE_ARENA),
         (10, 9 * MORE_ARENA, 10 + MORE_ARENA),
-        (10 * MORE_ARENA, 10 * MORE_ARENA, 12 * MORE_ARENA),
+        (10 * MORE_ARENA, 20 * MORE_ARENA, 13 * MORE_ARENA),
+        (10 * MORE_ARENA, 0, 25 * MORE_ARENA // 2),
     ],
 )
 def test_a_schedule_that_takes_much_more_memory_than_one_stream_is_not_tried(
@@ -260,6 +263,62 @@ def test_when_time_is_up_no_more_schedules_are_tried(
     assert len(tried) == len(world.raced) == made
 
 
+@pytest.fixture
+def in_heats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two plans a heat."""
+
+    def split(*args: Any, **kwargs: Any) -> Heats:
+        (plans,) = affordable(*args, **kwargs)
+        return [plans[place : place + 2] for place in range(0, len(plans), 2)]
+
+    monkeypatch.setattr(candidates, "affordable", split)
+
+
+@pytest.mark.usefixtures("in_heats")
+def test_a_heat_begins_when_the_one_before_has_given_its_memory_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = (f"pool {number}" for number in itertools.count())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
+    given_back: list[int] = []
+    monkeypatch.setattr(candidates, "give_back_unused", lambda: given_back.append(len(world.made)))
+    heats: list[list[Captured]] = []
+    timed = itertools.count(1)
+    world.seconds = lambda schedule: 1.0 / next(timed)  # each is faster than those before
+
+    def raced(graphs: Sequence[Captured], budget: float) -> list[float]:
+        assert [made for made in world.made if made.outputs is not None] == [*graphs], "nothing else is there"
+        assert given_back[-1:] == ([len(world.made) - len(graphs)] if heats else []), "the others' memory neither"
+        assert len(world.workspaces) == len(heats), "nor what libraries worked in"
+        heats.append([*graphs])
+        return world.seconds_per_replay(graphs, budget)
+
+    monkeypatch.setattr(candidates, "seconds_per_replay", raced)
+    _, plan, captured, tried = search()
+    assert len(heats) > 2
+    assert [{graph.pool for graph in heat} for heat in heats] == [{f"pool {n}"} for n in range(len(heats))]
+    assert [s for s, _ in tried] == [graph.plan.schedule for heat in heats for graph in heat]
+    assert captured.pool == LANES
+    assert plan.schedule == tried[-1][0]
+
+
+@pytest.mark.usefixtures("in_heats")
+@pytest.mark.parametrize(("capture", "made"), [(1, LEAST), (2, LEAST), (3, 4), (4, 5), (5, 6)])
+def test_no_heat_begins_when_time_is_up(world: World, monkeypatch: pytest.MonkeyPatch, capture: int, made: int) -> None:
+    """It is while this one is captured, the row being the first; of each heat one is tried that has begun."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    counted = itertools.count(-1)  # with the one that is profiled
+
+    def captured(*args: Any, **kwargs: Any) -> Captured:
+        now[0] += 10.0 if next(counted) == capture else 0.0
+        return world.capture_plan(*args, **kwargs)
+
+    monkeypatch.setattr(candidates, "capture_plan", captured)
+    _, _, _, tried = search(search_seconds=1.0)
+    assert len(tried) == made
+
+
 def test_kernels_of_libraries_are_gathered_on_one_stream() -> None:
     """A chain of products, each behind a kernel of its own that waits for nothing: whatever streams a policy gives."""
     graph = replace(graph_with_edges(8, [(0, 4), (1, 5), (4, 5), (2, 6), (5, 6), (3, 7), (6, 7)]), device="cuda:0")
@@ -277,17 +336,17 @@ def test_kernels_of_libraries_are_gathered_on_one_stream() -> None:
 
 @pytest.mark.parametrize("on_device", [0, 1 << 20])
 def test_state_is_put_back_wherever_it_was_kept(monkeypatch: pytest.MonkeyPatch, on_device: int) -> None:
-    monkeypatch.setattr(candidates, "STATE_ON_DEVICE", on_device)
-    state = [torch.arange(6.0).view(2, 3).t(), torch.arange(4)]
+    monkeypatch.setattr(state, "STATE_ON_DEVICE", on_device)
+    tensors = [torch.arange(6.0).view(2, 3).t(), torch.arange(4)]
     kept_on: list[str] = []
     to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *a, **k: (kept_on.append(str(a[0])), to(self, *a, **k))[1])
-    before = [tensor.tolist() for tensor in state]
-    with state_kept(state, FORK):
-        for tensor in state:
+    before = [tensor.tolist() for tensor in tensors]
+    with state_kept(tensors, FORK):
+        for tensor in tensors:
             tensor.add_(1)
-        assert [tensor.tolist() for tensor in state] != before
-    assert [tensor.tolist() for tensor in state] == before
+        assert [tensor.tolist() for tensor in tensors] != before
+    assert [tensor.tolist() for tensor in tensors] == before
     assert kept_on == ([] if on_device else ["cpu", "cpu"])
 
 
