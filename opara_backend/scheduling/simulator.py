@@ -47,13 +47,17 @@ class Timeline:
         return max(self.end, default=0.0)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Batch:
-    """Blocks of one kernel placed together: they end together. `left`: seconds of undisturbed running to go."""
+    """Blocks of one kernel placed together: they end together.
+
+    left: seconds of undisturbed running to go; rate: of these in a second, as it is now, 1 if alone on the GPU.
+    """
 
     kernel: int
     blocks: int
     left: float
+    rate: float = 1.0
 
 
 def simulate(
@@ -111,25 +115,26 @@ class _Run:
         for index, kernel in enumerate(roots):
             self._release(kernel, now + index * self.costs.branch_latency)
         while self.arrivals or self.batches:
-            rates = self._rates()
-            step = math.inf
+            step = self.arrivals[0][0] - now if self.arrivals else math.inf
             for batch in self.batches:
-                step = min(step, batch.left / rates[batch.kernel])
-            if self.arrivals:
-                step = min(step, self.arrivals[0][0] - now)
+                needed = batch.left / batch.rate
+                if needed < step:
+                    step = needed
             now += step
             ended = False
             for batch in self.batches:
-                batch.left -= step * rates[batch.kernel]
-                ended = ended or batch.left <= _INSTANT
+                batch.left -= step * batch.rate
+                if batch.left <= _INSTANT:
+                    ended = True
             if ended:
                 self._finish(now)
             while self.arrivals and self.arrivals[0][0] <= now + _INSTANT:
                 kernel = heapq.heappop(self.arrivals)[2]
                 self.start[kernel] = now
                 self.queue.append(kernel)
-            if self.queue:
-                self._dispatch()
+            placed = self._dispatch() if self.queue else False
+            if ended or placed:
+                self._set_rates()
         return Timeline(tuple(self.start), tuple(self.end))
 
     def _release(self, kernel: int, now: float) -> None:
@@ -167,25 +172,28 @@ class _Run:
                 if not self.blockers[waiter]:
                     self._release(waiter, now)
 
-    def _dispatch(self) -> None:
+    def _dispatch(self) -> bool:
+        """Place blocks, as many as fit; whether there was room for any."""
+        placed = False
         while self.queue:
             kernel = self.queue[0]
             cost = self.cost[kernel]
-            fits = min(
-                (math.floor(f / s + 1e-9) for f, s in zip(self.free, cost.share, strict=True) if s),
-                default=cost.blocks,
-            )
-            blocks = min(self.unplaced[kernel], fits)
+            blocks = self.unplaced[kernel]
+            for free, share in zip(self.free, cost.share, strict=True):
+                if share and (fits := math.floor(free / share + 1e-9)) < blocks:
+                    blocks = fits
             if blocks > 0:
                 self.free = [f - blocks * s for f, s in zip(self.free, cost.share, strict=True)]
                 self.unplaced[kernel] -= blocks
                 self.batches.append(_Batch(kernel, blocks, cost.seconds))
+                placed = True
             if self.unplaced[kernel]:
-                return
+                break
             self.queue.pop(0)
+        return placed
 
-    def _rates(self) -> dict[int, float]:
-        """How fast each kernel's blocks run, 1 if alone on the GPU."""
+    def _set_rates(self) -> None:
+        """How fast each kernel's blocks run: only what begins or ends changes that."""
         held: dict[int, float] = {}
         asked = 0.0
         for batch in self.batches:
@@ -194,8 +202,6 @@ class _Run:
             asked += blocks * self.cost[kernel].bandwidth
         memory_rate = 1.0 if asked <= 1.0 else 1.0 / asked
         together = math.fsum(held.values())
-        return {
-            kernel: (memory_rate if self.cost[kernel].bandwidth else 1.0)
-            / (1.0 + self.costs.interference * (together - own))
-            for kernel, own in held.items()
-        }
+        for batch in self.batches:
+            rate = memory_rate if self.cost[batch.kernel].bandwidth else 1.0
+            batch.rate = rate / (1.0 + self.costs.interference * (together - held[batch.kernel]))
