@@ -9,17 +9,13 @@ it meets a bound that no placement can beat, comes within a few per cent.
 
 from __future__ import annotations
 
-import bisect
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 Offsets = Mapping[str, int]
 
 STARTS = 8  # buffers from which a set that must lie side by side is grown
 TRIES = 9  # with each order, the buffer that ended on top of the arena given the first choice in the next
 MANY = 160  # buffers above which there are fewer, as the time each takes grows with their square
-
-_BIT = bytes.maketrans(b"01", b"\0\1")
 
 
 def place(sizes: Mapping[str, int], areas: Mapping[str, int], conflicts: Mapping[str, int]) -> tuple[Offsets, int]:
@@ -69,27 +65,18 @@ def _best_fit(
     names: Sequence[str], sizes: Mapping[str, int], conflicts: Mapping[str, int], index: Mapping[str, int]
 ) -> tuple[Offsets, int]:
     """Each of `names` in turn in the tightest gap that is free for it; offsets, and bytes of the arena."""
-    offsets: dict[str, int] = {}
-    spans: list[tuple[int, int]] = []  # offset and end of those placed, ascending
-    placed: list[int] = []  # which they are
-    arena = 0
+    span: dict[int, tuple[int, int]] = {}  # from its offset to behind its end, of each buffer placed
+    placed = arena = 0
     for name in names:
-        among = _flags(conflicts[name], len(sizes))
-        offset = _tightest_gap(itertools.compress(spans, map(among.__getitem__, placed)), sizes[name])
-        offsets[name], end = offset, offset + sizes[name]
-        at = bisect.bisect(spans, (offset, end))
-        spans.insert(at, (offset, end))
-        placed.insert(at, index[name])
-        arena = max(arena, end)
-    return offsets, arena
+        busy = sorted([span[i] for i in members(placed & conflicts[name])])
+        offset = _tightest_gap(busy, sizes[name])
+        span[index[name]] = offset, offset + sizes[name]
+        placed |= 1 << index[name]
+        arena = max(arena, offset + sizes[name])
+    return {name: span[index[name]][0] for name in names}, arena
 
 
-def _flags(bits: int, count: int) -> bytes:
-    """For each of `count` possible members of a bit set, 1 if it is one and 0 if not."""
-    return bin(bits)[:1:-1].encode().translate(_BIT).ljust(count, b"\0")
-
-
-def _tightest_gap(busy: Iterable[tuple[int, int]], nbytes: int) -> int:
+def _tightest_gap(busy: Sequence[tuple[int, int]], nbytes: int) -> int:
     """Offset of the smallest free gap of at least `nbytes` between `busy` spans (ascending), else behind them all."""
     tightest, found, end = -1, 0, 0
     for start, stop in busy:

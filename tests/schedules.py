@@ -27,9 +27,10 @@ from bench import models
 from bench.about import environment
 from opara_backend.execution import alternatives
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, Tried, capture_plan
+from opara_backend.execution.candidates import Tried
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.host import Plan
+from opara_backend.execution.race import Memory, capture_plan
 from opara_backend.execution.runtime import Runtime
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import plan_memory, verify_memory

@@ -1,4 +1,4 @@
-"""Plans for schedules that are to be tried, such that none takes much more memory than one stream, nor do all together.
+"""Plans for schedules that are to be tried, none of which takes much more memory than one stream does.
 
 Takes: schedules, a way to plan one, what kernels allocate. Gives: plans that say what libraries take, too, in heats.
 Must not change: anything. Pure but for the log.
@@ -59,13 +59,13 @@ def affordable(
     kernels: Allocations,
     static_bytes: int,
     extra: int,
-    go_on: Callable[[int], bool] = lambda found: True,
+    go_on: Callable[[int, int], bool] = lambda found, looked: True,
 ) -> Heats:
     """Plans for those of `schedules`, one stream first, that may be tried, or for what could be made of them, by heats.
 
     kernels: what those of the graph allocate. static_bytes: of arguments read where they lie. extra: bytes that may be
-    taken beyond what always may. go_on: asked before each schedule but the first, with the number of plans found,
-    whether to look at more.
+    taken beyond what always may. go_on: asked before each schedule but the first, with how many plans are found and how
+    many schedules have been looked at, this one counted, whether to look at it.
     """
     squeezed, launch = squeezing(kernels), launched(kernels)
 
@@ -89,19 +89,19 @@ def affordable(
     arena = row.memory.arena_bytes
     largest = arena + max(MORE_ARENA, (static_bytes + arena) // 10, arena // 4)
     most = allowed(static_bytes, row.reserved, kernels.spared, extra)
-    heats, tried = [_Heat()], {first.launches}
+    heats, found = [_Heat()], {first.launches}
     heats[0].add(row, kernels, None)
-    for schedule in others:
-        if not go_on(len(tried)):
+    for looked, schedule in enumerate(others, 1):
+        if not go_on(len(found), looked):
             break
         one = made_to_fit(placed(schedule), most)
-        if one.schedule.launches in tried:
+        if one.schedule.launches in found:
             continue
         if one.memory.arena_bytes > largest or one.reserved > most:
             made, own = one.schedule.policy, one.memory.arena_bytes
             log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, own, one.reserved)
             continue
-        tried.add(one.schedule.launches)
+        found.add(one.schedule.launches)
         if not any(heat.add(one, kernels, most) for heat in heats):
             heats.append(_Heat())
             heats[-1].add(one, kernels, None)

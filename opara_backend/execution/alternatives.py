@@ -20,11 +20,12 @@ from torch import Tensor
 
 from opara_backend.execution import winners
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory, Tried, capture_best, capture_plan
+from opara_backend.execution.candidates import Tried, capture_best
 from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused
 from opara_backend.execution.first_run import observe_metered, workspaces
 from opara_backend.execution.host import Observed, Plan
 from opara_backend.execution.measure import seconds_per_replay
+from opara_backend.execution.race import Memory, capture_plan
 from opara_backend.execution.state import state_kept
 from opara_backend.execution.winners import Choice
 from opara_backend.kernel_graph import KernelGraph

@@ -88,7 +88,7 @@ class CapturedGraph:
         if self._stream is not None and not torch.cuda.is_current_stream_capturing():
             # A replay under way still works in that memory. Not the whole device: another thread may be capturing.
             self._stream.synchronize()
-        self.outputs = self._stream = None
+        self.outputs = self._stream = self.arena.bytes = None
         self.graph.reset()
 
     def __del__(self) -> None:

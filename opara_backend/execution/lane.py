@@ -20,7 +20,6 @@ from opara_backend import upstream
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.alternatives import Kept, capture_again, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.first_run import (
@@ -32,6 +31,7 @@ from opara_backend.execution.first_run import (
 )
 from opara_backend.execution.host import InOrder, Plan, SharedMemory
 from opara_backend.execution.outputs import Loans, OutputSpec
+from opara_backend.execution.race import Memory
 from opara_backend.execution.state import state_kept
 from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
 from opara_backend.kernel_graph import KernelGraph

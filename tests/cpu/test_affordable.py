@@ -79,7 +79,7 @@ def test_an_arena_that_grows_leaves_less_for_libraries() -> None:
 def test_candidates_share_what_they_take_stream_by_stream() -> None:
     """Schedules of two convolutions side by side: together they take more if these are on other streams.
 
-    Those that do are tried after the others are gone, where before they were not tried at all.
+    Those that do are of another heat.
     """
     row = in_a_row(FOUR)
     first = with_waits(FOUR, (0, 0, 1, 0, 1, 0), range(6))
@@ -91,15 +91,28 @@ def test_candidates_share_what_they_take_stream_by_stream() -> None:
     assert [[one.schedule for one in heat] for heat in heats] == [[row, first, same], [other, alike]]
 
 
+def test_those_of_a_heat_share_the_widest_arena_among_them() -> None:
+    """One stream of convolutions in 30 MiB of arena, or three in less: of 64 MiB either, but not both."""
+    row, wide, three = (with_waits(FOUR, s, range(6)) for s in ((0,) * 6, (1, 0, 0, 0, 0, 1), (0, 0, 1, 2, 2, 0)))
+    _, narrow = planner(FOUR, PROFILE)
+
+    def plan_of(schedule: Schedule) -> Plan:
+        plan = narrow(schedule)
+        return replace(plan, memory=replace(plan.memory, arena_bytes=30 * MIB)) if schedule == wide else plan
+
+    heats = affordable(plan_of, [row, wide, three], allocations(FOUR, NEEDED), 0, 40 * MIB)
+    assert [[one.schedule for one in heat] for heat in heats] == [[row, wide], [three]]
+
+
 def test_time_is_asked_after_before_each_schedule_but_the_first() -> None:
     """With how many have been found, those that cannot be tried not counted: as many as must be are looked for."""
     wide = planner(FOUR, PROFILE, arena=40 * MIB)[1]
     narrow = planner(FOUR, PROFILE)[1]
     row, other = in_a_row(FOUR), with_waits(FOUR, (0, 1, 0, 1, 0, 0), range(6))
-    asked: list[int] = []
+    asked: list[tuple[int, int]] = []
 
-    def go_on(found: int) -> bool:
-        asked.append(found)
+    def go_on(found: int, looked: int) -> bool:
+        asked.append((found, looked))
         return found < 2
 
     def plan_of(schedule: Schedule) -> Plan:
@@ -107,7 +120,7 @@ def test_time_is_asked_after_before_each_schedule_but_the_first() -> None:
 
     (found,) = affordable(plan_of, [row, APART, other, row], allocations(FOUR, Workspaces()), 0, 0, go_on)
     assert [one.schedule for one in found] == [row, other]
-    assert asked == [1, 1, 2]
+    assert asked == [(1, 1), (1, 2), (2, 3)]
 
 
 @st.composite
@@ -166,10 +179,13 @@ def test_what_may_be_tried_as_it_is_is_not_changed(
         heats = affordable(plan_of, [schedules[0], one.schedule], allocations(graph, needed), 0, extra * MIB)
         row, *found = itertools.chain(*heats)
         most = allowed(0, row.reserved, 0, extra * MIB)
-        if one.reserved > most:
+        arena = row.memory.arena_bytes
+        if one.memory.arena_bytes > arena + max(MORE_ARENA, arena // 4):
+            assert not found
+        elif one.reserved > most:
             assert all(other.schedule.launches != one.schedule.launches for other in found)
         else:
-            assert all(other.schedule == one.schedule for other in found)
+            assert [other.schedule for other in found] == [one.schedule]
 
 
 def test_results_that_are_dropped_late_leave_less_for_others() -> None:

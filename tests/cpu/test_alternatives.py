@@ -18,8 +18,8 @@ from opara_backend import backend, fallback, upstream
 from opara_backend.execution import alternatives, winners
 from opara_backend.execution.alternatives import Kept, agree, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory
 from opara_backend.execution.host import observe
+from opara_backend.execution.race import Memory
 from opara_backend.execution.runtime import Runtime
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.lowering import alternatives as lowering

@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from opara_backend.execution import candidates, state, winners
-from opara_backend.execution.affordable import MORE_ARENA, Heats, affordable
-from opara_backend.execution.candidates import HELD_TWICE, LEAST, Memory, capture_best
-from opara_backend.execution.host import Plan
+from opara_backend.execution import candidates, race, state, winners
+from opara_backend.execution.affordable import MORE_ARENA, TRIES, Heats, affordable
+from opara_backend.execution.candidates import LATER, MOST_LOOKED_AT, capture_best
+from opara_backend.execution.cuda_graph import CapturedGraph
+from opara_backend.execution.host import Arena, Plan, SharedMemory
 from opara_backend.execution.program import Program
+from opara_backend.execution.race import HELD_TWICE, LEAST, Memory
 from opara_backend.execution.runtime import Runtime
 from opara_backend.execution.state import state_kept
 from opara_backend.kernel_graph import KernelGraph
@@ -35,33 +37,38 @@ FORK = replace(graph_with_edges(6, [(0, k) for k in range(1, 5)] + [(k, 5) for k
 PROFILE = Profile(tuple(kernel(1e-6 * (3 + k), 20) for k in range(6)), GPU)
 
 
-@dataclass
 class Piece:
-    """Memory of an arena."""
+    """Memory of an arena, or what is cut from it."""
 
-    nbytes: int
+    def __init__(self, nbytes: int) -> None:
+        self.bytes: int | None = nbytes
+
+    @property
+    def nbytes(self) -> int:
+        return self.bytes or 0
 
 
-@dataclass(eq=False)
-class Captured:
-    """Stands in for a captured graph."""
+class Captured(CapturedGraph):
+    """One of nothing, which knows its plan."""
 
-    plan: Plan
-    pool: str
-    arena: Piece
-    outputs: tuple[Any, ...] | None = ()
+    def __init__(self, plan: Plan, memory: Memory, arena: Any) -> None:
+        graph: Any = SimpleNamespace(reset=lambda: None)
+        super().__init__(graph, (), arena, torch.device("cuda"), memory.pool)
+        self.plan, self.candidate = plan, memory.candidates
 
-    def give_up_arena(self) -> None:
-        self.arena = Piece(0)
 
-    def reset(self) -> None:
-        self.outputs = None
+def replaced(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    """`value` for what the search and its races call `name`."""
+    for module in (candidates, race):
+        if hasattr(module, name):
+            monkeypatch.setattr(module, name, value)
 
 
 @dataclass
 class World:
     """What the search is given in place of a GPU. seconds: of a schedule; alive: graphs there at the last capture;
-    workspaces: how many graphs had been made each time that libraries' workspaces were given up.
+    workspaces: how many graphs had been made each time that libraries' workspaces were given up; profiled_arena: bytes
+    that the profiled one had when some were raced last; budget: seconds that this might take.
     """
 
     seconds: Callable[[Schedule], float] = lambda schedule: 1.0 / schedule.streams
@@ -71,10 +78,14 @@ class World:
     alive: list[Captured] = field(default_factory=list)
     workspaces: list[int] = field(default_factory=list)
     profiled: int = 0
+    profiled_arena: int = 0
+    budget: float = 0.0
 
     def capture_plan(self, program: Program, plan: Plan, arguments: Any, memory: Memory, probe: Any = None) -> Captured:
         self.alive = [made for made in self.made if made.outputs is not None]
-        self.made.append(Captured(plan, memory.pool, Piece(self.arena)))
+        shared = isinstance(memory.supply, SharedMemory)
+        arena = Arena(plan.memory, "cpu", memory.supply) if shared else Piece(self.arena)
+        self.made.append(Captured(plan, memory, arena))
         return self.made[-1]
 
     def profile_on_cuda(self, graph: KernelGraph, capture: Callable[[Any], Captured]) -> tuple[Profile, Captured]:
@@ -87,7 +98,8 @@ class World:
 
     def seconds_per_replay(self, graphs: Sequence[Captured], budget: float) -> list[float]:
         assert all(graph.outputs is not None for graph in graphs)
-        self.raced = list(graphs)
+        self.raced, self.budget = list(graphs), budget
+        self.profiled_arena = self.made[1].arena.nbytes
         return [self.seconds(graph.plan.schedule) for graph in graphs]
 
 
@@ -95,8 +107,8 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     world = World()
     for name in ("capture_plan", "profile_on_cuda", "seconds_per_replay", "give_up_workspaces"):
-        monkeypatch.setattr(candidates, name, getattr(world, name))
-    monkeypatch.setattr(candidates, "give_back_unused", lambda: None)
+        replaced(monkeypatch, name, getattr(world, name))
+    replaced(monkeypatch, "give_back_unused", lambda: None)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: APART)
     monkeypatch.setattr(candidates, "private_streams", lambda device, count: [])
     monkeypatch.setattr(winners, "place", lambda program, graph, shape, options: tmp_path / f"{shape}.json")
@@ -122,6 +134,7 @@ def test_the_winner_is_captured_for_good_when_all_others_are_gone(world: World) 
     assert [made.pool for made in world.made] == [APART] * (len(world.made) - 1) + [LANES]
     assert captured is world.made[-1]
     assert captured.plan is plan
+    assert [made.candidate for made in world.made] == [True] * (len(world.made) - 1) + [False]
     assert world.alive == []
     assert [made for made in world.made if made.outputs is not None] == [captured]
 
@@ -134,7 +147,7 @@ def test_what_libraries_need_for_candidates_goes_with_them(world: World, monkeyp
     def failing(*args: Any) -> list[float]:
         raise RuntimeError("a replay failed")
 
-    monkeypatch.setattr(candidates, "seconds_per_replay", failing)
+    replaced(monkeypatch, "seconds_per_replay", failing)
     with pytest.raises(RuntimeError, match="a replay failed"):
         search("another shape")
     assert world.workspaces[1:] == [len(world.made)]
@@ -144,6 +157,7 @@ def test_as_fast_as_any_of_those_tried(world: World) -> None:
     _, plan, _, tried = search()
     (taken,) = {seconds for schedule, seconds in tried if schedule == plan.schedule}
     assert taken <= NOISE * min(seconds for _, seconds in tried)
+    assert 0 < world.budget < Options().search_seconds
     assert plan.schedule.streams > 1
     world.seconds = lambda schedule: float(schedule.streams)
     _, plan, _, _ = search("another shape")
@@ -174,7 +188,9 @@ def test_but_not_if_that_would_hold_a_large_arena_twice(
     search()
     profiled = world.made[1]
     assert (profiled not in world.raced) == again
-    assert profiled.arena.nbytes == (0 if again else held)
+    assert profiled.outputs is None
+    assert world.profiled_arena == (0 if again else held), "while they are raced"
+    assert profiled.arena.nbytes == 0
 
 
 @pytest.mark.parametrize(
@@ -258,20 +274,24 @@ def test_when_time_is_up_no_more_schedules_are_tried(
         return world.capture_plan(*args, **kwargs)
 
     monkeypatch.setattr(Runtime, "plan", planned)
-    monkeypatch.setattr(candidates, "capture_plan", captured)
+    replaced(monkeypatch, "capture_plan", captured)
     _, _, _, tried = search(search_seconds=1.0)
     assert len(tried) == len(world.raced) == made
 
 
-@pytest.fixture
-def in_heats(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two plans a heat."""
+@pytest.fixture(params=["row alone", "two a heat"])
+def in_heats(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """The first heat one stream alone, or with another; two plans in each that follows."""
+    first = 1 if request.param == "row alone" else 2
 
     def split(*args: Any, **kwargs: Any) -> Heats:
         (plans,) = affordable(*args, **kwargs)
-        return [plans[place : place + 2] for place in range(0, len(plans), 2)]
+        return [plans[:first], *(plans[place : place + 2] for place in range(first, len(plans), 2))]
 
     monkeypatch.setattr(candidates, "affordable", split)
+
+
+two_a_heat = pytest.mark.parametrize("in_heats", ["two a heat"], indirect=True)
 
 
 @pytest.mark.usefixtures("in_heats")
@@ -280,28 +300,42 @@ def test_a_heat_begins_when_the_one_before_has_given_its_memory_back(
 ) -> None:
     pools = (f"pool {number}" for number in itertools.count())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: next(pools))
-    given_back: list[int] = []
-    monkeypatch.setattr(candidates, "give_back_unused", lambda: given_back.append(len(world.made)))
+    plan, supply = Runtime.plan, SharedMemory(torch.device("cpu"))
+
+    def sized(*args: Any, **kwargs: Any) -> Plan:
+        made = plan(*args, **kwargs)
+        return replace(made, memory=replace(made.memory, arena_bytes=1000 * made.schedule.streams))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+
+    def arenas() -> list[int]:
+        return [piece.numel() for ref in supply._pieces if (piece := ref()) is not None]
+
+    given_back: list[tuple[int, list[int]]] = []
+    replaced(monkeypatch, "give_back_unused", lambda: given_back.append((len(world.made), arenas())))
     heats: list[list[Captured]] = []
     timed = itertools.count(1)
     world.seconds = lambda schedule: 1.0 / next(timed)  # each is faster than those before
 
     def raced(graphs: Sequence[Captured], budget: float) -> list[float]:
         assert [made for made in world.made if made.outputs is not None] == [*graphs], "nothing else is there"
-        assert given_back[-1:] == ([len(world.made) - len(graphs)] if heats else []), "the others' memory neither"
+        assert given_back[-1:] == ([(len(world.made) - len(graphs), [])] if heats else []), "the others' memory neither"
         assert len(world.workspaces) == len(heats), "nor what libraries worked in"
+        assert max(arenas()) == max(graph.plan.memory.arena_bytes for graph in graphs)
         heats.append([*graphs])
         return world.seconds_per_replay(graphs, budget)
 
-    monkeypatch.setattr(candidates, "seconds_per_replay", raced)
-    _, plan, captured, tried = search()
+    replaced(monkeypatch, "seconds_per_replay", raced)
+    _, best, captured, tried = search(memory=Memory(LANES, supply))
     assert len(heats) > 2
     assert [{graph.pool for graph in heat} for heat in heats] == [{f"pool {n}"} for n in range(len(heats))]
-    assert [s for s, _ in tried] == [graph.plan.schedule for heat in heats for graph in heat]
+    assert [schedule for schedule, _ in tried] == [graph.plan.schedule for heat in heats for graph in heat]
+    assert [seconds for _, seconds in tried] == [1.0 / n for n in range(1, len(tried) + 1)]
     assert captured.pool == LANES
-    assert plan.schedule == tried[-1][0]
+    assert best.schedule == tried[-1][0]
 
 
+@two_a_heat
 @pytest.mark.usefixtures("in_heats")
 @pytest.mark.parametrize(("capture", "made"), [(1, LEAST), (2, LEAST), (3, 4), (4, 5), (5, 6)])
 def test_no_heat_begins_when_time_is_up(world: World, monkeypatch: pytest.MonkeyPatch, capture: int, made: int) -> None:
@@ -314,9 +348,94 @@ def test_no_heat_begins_when_time_is_up(world: World, monkeypatch: pytest.Monkey
         now[0] += 10.0 if next(counted) == capture else 0.0
         return world.capture_plan(*args, **kwargs)
 
-    monkeypatch.setattr(candidates, "capture_plan", captured)
+    replaced(monkeypatch, "capture_plan", captured)
     _, _, _, tried = search(search_seconds=1.0)
     assert len(tried) == made
+
+
+@pytest.mark.usefixtures("in_heats")
+def test_time_is_left_for_a_capture_in_whatever_heat(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captures of a second each, that of the winner too, but for the row, which is there: six in five and a half."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    profiled: list[Captured] = []
+
+    def captured(*args: Any, **kwargs: Any) -> Captured:
+        made = world.capture_plan(*args, **kwargs)
+        now[0] += 1.0 if len(profiled) >= 2 else 0.0
+        profiled.append(made)
+        return made
+
+    replaced(monkeypatch, "capture_plan", captured)
+    _, _, _, tried = search(search_seconds=5.5)
+    assert len(tried) == 5 + 1
+    assert now[0] == 6.0
+
+
+@pytest.mark.usefixtures("in_heats")
+@pytest.mark.parametrize(("times", "wins"), [(LATER, False), (1.001, False), (0.999, True)])
+def test_what_is_timed_later_wins_if_that_cannot_be_the_clocks(world: World, times: float, wins: bool) -> None:
+    timed = itertools.count()
+    world.seconds = lambda schedule: 1.0 if next(timed) < 2 else times / LATER / NOISE
+    _, plan, _, tried = search()
+    assert (plan.schedule in [schedule for schedule, _ in tried[2:]]) == wins
+
+
+@two_a_heat
+@pytest.mark.usefixtures("in_heats")
+def test_want_of_memory_in_a_later_heat_leaves_what_was_found(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first there is nothing to fall back on: whoever asked decides."""
+
+    def failing(number: int) -> Callable[..., Captured]:
+        def captured(*args: Any, **kwargs: Any) -> Captured:
+            if len(world.made) == number:
+                world.made.append(world.made[-1])
+                raise torch.OutOfMemoryError("no more")
+            return world.capture_plan(*args, **kwargs)
+
+        return captured
+
+    replaced(monkeypatch, "capture_plan", failing(4))  # the second heat's second
+    _, plan, captured, tried = search()
+    assert len(tried) == 2
+    assert plan.schedule in [schedule for schedule, _ in tried]
+    assert [made for made in world.made if made.outputs is not None] == [captured]
+    world.made.clear()
+    replaced(monkeypatch, "capture_plan", failing(2))
+    with pytest.raises(torch.OutOfMemoryError):
+        search("another shape")
+    assert all(made.outputs is None for made in world.made), "while somebody still holds the error"
+
+
+def test_what_a_tenth_more_is_does_not_forget_the_arena(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of 1 GiB is more than the 96 MiB that products on three more streams work in."""
+    plan = Runtime.plan
+    products = [replace(k, kind="extern", call="extern_kernels.mm") for k in FORK.kernels]
+    monkeypatch.setattr(sys.modules[__name__], "FORK", replace(FORK, kernels=tuple(products)))
+
+    def sized(*args: Any, **kwargs: Any) -> Plan:
+        made = plan(*args, **kwargs)
+        return replace(made, memory=replace(made.memory, arena_bytes=1 << 30))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+    monkeypatch.setattr(ARGUMENTS, "static_bytes", lambda: 0)
+    memory = Memory(LANES, Piece, Workspaces(product=32 << 20))  # type: ignore[arg-type]
+    _, _, _, tried = search("many", memory, extra_memory=0)
+    assert max(schedule.streams for schedule, _ in tried) == 4
+
+
+def test_no_end_of_schedules_is_planned_when_time_is_up(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of them may be tried, so none counts as found."""
+    plan, made = Runtime.plan, []
+
+    def sized(*args: Any, **kwargs: Any) -> Plan:
+        made.append(plan(*args, **kwargs))
+        streams = made[-1].schedule.streams
+        return replace(made[-1], memory=replace(made[-1].memory, arena_bytes=1 << 40 if streams > 1 else 1))
+
+    monkeypatch.setattr(Runtime, "plan", sized)
+    search(search_seconds=0.0, candidates=256)
+    assert len(made) <= 2 + (MOST_LOOKED_AT - 1) * (1 + TRIES), "one before profiling, one stream"
 
 
 def test_kernels_of_libraries_are_gathered_on_one_stream() -> None:

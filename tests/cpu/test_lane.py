@@ -20,10 +20,10 @@ from opara_backend import upstream
 from opara_backend.execution import alternatives, cuda_graph, host, lane
 from opara_backend.execution.alternatives import Kept, capture_fastest
 from opara_backend.execution.arguments import StaticArguments
-from opara_backend.execution.candidates import Memory
 from opara_backend.execution.lane import CudaLane, give_up_expired
 from opara_backend.execution.outputs import OutputSpec
 from opara_backend.execution.program import Program
+from opara_backend.execution.race import Memory
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import OparaFallbackError
 from opara_backend.kernel_graph import Buffer, KernelGraph
@@ -401,7 +401,7 @@ def test_nothing_is_written_back_to_what_was_lent() -> None:
 
 def test_a_graph_is_left_alone_in_a_process_that_was_forked(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = Graph(False)
-    captured = cuda_graph.CapturedGraph(graph, (), None, torch.device("cuda:0"), (0, 1))  # type: ignore[arg-type]
+    captured = cuda_graph.CapturedGraph(graph, (), SimpleNamespace(bytes=None), torch.device("cuda:0"), (0, 1))  # type: ignore[arg-type]
     monkeypatch.setattr(captured, "_process", captured._process + 1)
     captured.__del__()
     assert graph.resets == 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opara_backend.execution import candidates, cuda_graph
+from opara_backend.execution import cuda_graph, race
 from opara_backend.fallback import FallbackReason, OparaFallbackError
 from opara_backend.profiling.resources import graph_structure
 from opara_backend.report.record import collect
@@ -65,7 +65,7 @@ def captured_graphs(monkeypatch: pytest.MonkeyPatch) -> list[cuda_graph.Captured
         made.append(original(*args, **keywords))
         return made[-1]
 
-    monkeypatch.setattr(candidates, "capture", spy)
+    monkeypatch.setattr(race, "capture", spy)
     return made
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opara_backend import fallback
-from opara_backend.execution import candidates, cuda_graph, host, lane
+from opara_backend.execution import candidates, cuda_graph, host, lane, race
 from opara_backend.execution.runtime import Runtime
 from opara_backend.fallback import FallbackReason
 from opara_backend.report.record import collect
@@ -155,7 +155,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "plan": (Runtime, "plan"),
     "launches": (cuda_graph, "_launch_all"),
     "instantiation": (torch.cuda.CUDAGraph, "instantiate"),
-    "search": (candidates, "seconds_per_replay"),
+    "search": (race, "seconds_per_replay"),
     "outputs": (lane, "OutputSpec"),
 }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opara_backend.execution import candidates
+from opara_backend.execution import candidates, race
 from opara_backend.scheduling.segments import Pool
 from opara_backend.scheduling.workspaces import allocations
 
@@ -63,26 +63,28 @@ class Inception(nn.Module):
 def test_a_captured_graph_takes_what_was_foretold(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, extra: int
 ) -> None:
-    """And the candidates together, in the pool that goes with them, no more than all of them were foretold to."""
+    """And the candidates of a heat together, in the pool that goes with them, no more than all of them."""
     model, x = Inception().cuda().to(dtype).eval(), torch.randn(8, 64, 56, 56, device="cuda", dtype=dtype)
-    capture, taken = candidates.capture_plan, []
+    capture, taken = race.capture_plan, []
 
     def capture_plan(program: Any, plan: Any, arguments: Any, memory: Any, probe: Any = None) -> Any:
         captured = capture(program, plan, arguments, memory, probe)
         foretold = allocations(plan.graph, memory.needed).reserved(plan.schedule, plan.memory.releases)
-        taken.append((memory.candidates, foretold, reserved(captured.pool)))
+        taken.append((memory.candidates, captured.pool, foretold, reserved(captured.pool)))
         return captured
 
-    monkeypatch.setattr(candidates, "capture_plan", capture_plan)
+    for module in (candidates, race):
+        monkeypatch.setattr(module, "capture_plan", capture_plan)
     with torch.inference_mode():
         call = torch.compile(model, backend="opara", options={"extra_memory": extra, "remember": False})
         for _ in range(3):
             torch.testing.assert_close(call(x), model(x), rtol=2e-2, atol=2e-2)
-    together: dict[int, int] = {}
-    for _, foretold, found in taken[:-1]:
+    heats: dict[Any, dict[int, int]] = {}
+    for _, pool, foretold, found in taken[:-1]:
+        together = heats.setdefault(pool, {})
         together |= {stream: max(together.get(stream, 0), nbytes) for stream, nbytes in foretold.items()}
         assert sum(foretold.values()) <= found <= sum(together.values()) + 4 * MIB * len(together)
-    apart, foretold, found = taken[-1]
+    apart, _, foretold, found = taken[-1]
     assert not apart, "the last is captured for good"
     assert sum(foretold.values()) >= 32 * MIB, "cuBLAS's workspace, and more"
     assert sum(foretold.values()) <= found <= sum(foretold.values()) + 4 * MIB * len(foretold)
