@@ -23,6 +23,9 @@ from opara_backend import upstream
 from opara_backend.kernel_graph import KernelKind
 from opara_backend.lowering.statements import Statement
 
+# Every rank must make them in one order, or what one sums is another's other tensor.
+COLLECTIVES = ("torch.ops._c10d_functional", "torch.ops.c10d", "torch.ops.symm_mem.")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -96,7 +99,7 @@ def extern_call(node: Any, statement: Statement) -> Call:
     writes = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
     if not statement.stores and not writes:
         writes = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
-    effect = upstream.has_ordered_effect(getattr(node, "op_overload", None))
+    effect = statement.callee.startswith(COLLECTIVES) or upstream.has_ordered_effect(getattr(node, "op_overload", None))
     return Call("extern", statement.callee, reads, tuple(writes), tuple(aliases), draws_random_numbers(node), effect)
 
 

@@ -67,7 +67,8 @@ def has_ordered_effect(operator: Any) -> bool:
 
     Seen 2.11, 2.13, 2.15. Without it such operators, which share no tensor, could change places.
     """
-    return isinstance(operator, torch._ops.OpOverload) and effects._get_effect(operator) is not None
+    known = isinstance(operator, torch._ops.OpOverload | torch._ops.HigherOrderOperator)
+    return known and effects._get_effect(operator) is not None
 
 
 def compiled_with(compiled: Any) -> tuple[Any, dict[str, Any], bool | None] | None:

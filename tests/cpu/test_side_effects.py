@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._higher_order_ops.effects import _EffectType, _register_effectful_op
+from torch.distributed._functional_collectives import all_reduce
 
 from opara_backend.report.record import GraphRecord, collect
 from tests.arguments import Args, normal, one, two
@@ -238,6 +240,46 @@ def test_operators_with_ordered_effects_keep_their_order() -> None:
         for call in range(3):
             compiled(normal(call, 8, 8))
     assert said == [1, 2, 3, 4] * 3
+
+
+def test_collectives_are_made_in_program_order(tmp_path: Path) -> None:
+    """On every rank in the same: what one sums is another's other tensor else. None waits for another's result."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+
+        def function(x: Tensor, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            group = torch.distributed.group.WORLD
+            return all_reduce(x @ u, "sum", group) + 1, all_reduce(x @ v, "sum", group) + 1
+
+        compiled = torch.compile(function, backend="opara", fullgraph=True)
+        given = [normal(seed, 4, 4) for seed in range(3)]
+        with torch.no_grad(), collect() as records:
+            for found, expected in zip(compiled(*given), function(*given), strict=True):
+                torch.testing.assert_close(found, expected)
+        (graph,) = (record.graph for record in records)
+    finally:
+        torch.distributed.destroy_process_group()
+    made = [index for index, kernel in enumerate(graph.kernels) if "all_reduce" in kernel.call]
+    assert len(made) == 2
+    assert made[0] in graph.predecessors(made[1])
+
+
+@pytest.mark.skipif(not hasattr(torch._higher_order_ops, "print"), reason="this torch has no such operator")
+def test_higher_order_operators_with_ordered_effects_keep_their_order(capfd: pytest.CaptureFixture[str]) -> None:
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = ((x @ x) @ x) @ x
+        torch._higher_order_ops.print("said {}", 1)
+        z = x + 1
+        torch._higher_order_ops.print("said {}", 2)
+        torch._higher_order_ops.print("said {}", 3)
+        return y, z
+
+    compiled = torch.compile(function, backend="opara", fullgraph=True)
+    with torch.no_grad():
+        for call in range(3):
+            compiled(normal(call, 8, 8))
+    assert [int(line.split()[1]) for line in capfd.readouterr().out.splitlines() if "said" in line] == [1, 2, 3] * 3
 
 
 def test_operator_calls_the_compiled_model_it_is_part_of() -> None:
