@@ -25,6 +25,10 @@ BUFFER_KINDS: tuple[BufferKind, ...] = ("input", "constant", "intermediate", "st
 KERNEL_KINDS: tuple[KernelKind, ...] = ("triton", "extern", "cpp", "glue")
 SCHEMA = 1
 
+# What kernels share beside tensors, as buffers of their own, so that those who touch it keep their order: a random
+# generator, effects on the host, and whatever custom operators keep to themselves.
+RANDOM_STATE, EFFECTS, HIDDEN_STATE = "rng", "effects", "hidden"
+
 
 class KernelGraphError(ValueError):
     """A kernel graph that is not legal; the message names the kernel and the buffer."""
@@ -139,8 +143,11 @@ class KernelGraph:
         except KeyError:
             raise KernelGraphError(f"no buffer {name!r}; the graph has {len(self.buffers)} buffers") from None
 
-    def bind(self, nbytes: Mapping[str, int]) -> KernelGraph:
-        """The same graph with the sizes (bytes) of the named buffers filled in, for one concrete shape."""
+    def bind(self, nbytes: Mapping[str, int | None]) -> KernelGraph:
+        """The same graph with the sizes (bytes) of the named buffers filled in, for one concrete shape.
+
+        None for one that must stay out of any plan.
+        """
         bound = tuple(replace(b, nbytes=nbytes[b.name]) if b.name in nbytes else b for b in self.buffers)
         return replace(self, buffers=bound)
 

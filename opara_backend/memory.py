@@ -15,7 +15,7 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from opara_backend.kernel_graph import KernelGraph
+from opara_backend.kernel_graph import HIDDEN_STATE, KernelGraph
 from opara_backend.placement import members, place
 from opara_backend.scheduling.happens_before import HappensBefore
 from opara_backend.scheduling.schedule import Schedule, directly_behind, happens_before
@@ -55,10 +55,12 @@ class Lifetimes:
     """Per kernel in program order, the buffers it is the first to touch, and those it is the last to touch.
 
     Only buffers that come and go are listed: no inputs, constants, outputs, nor what no kernel touches.
+    lent: of these, those that a custom operator touches, which may keep them.
     """
 
     begin: tuple[tuple[str, ...], ...]
     end: tuple[tuple[str, ...], ...]
+    lent: frozenset[str] = frozenset()
 
     @functools.cached_property
     def buffers(self) -> frozenset[str]:
@@ -70,13 +72,17 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     """When each buffer is needed if kernels run in program order; sizes need not be known."""
     begin: list[list[str]] = [[] for _ in graph.kernels]
     end: list[list[str]] = [[] for _ in graph.kernels]
+    lent: set[str] = set()
     accesses, kept = accesses_of(graph), with_wholes(graph, graph.outputs)
+    custom = accesses.get(HIDDEN_STATE, 0)
     for buffer in graph.buffers:
         touched = accesses.get(buffer.name)
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
             begin[next(members(touched))].append(buffer.name)
             end[touched.bit_length() - 1].append(buffer.name)
-    return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)))
+            if touched & custom:
+                lent.add(buffer.name)
+    return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)), frozenset(lent))
 
 
 def plan_memory(

@@ -119,15 +119,17 @@ class Source:
         assert statement.kind == "call", statement
         kind = more.pop("kind", "extern")
         aliases = tuple(more.pop("aliases", "").split())
-        call = Call(
-            kind, statement.callee, tuple(reads.split()), tuple(writes.split()), aliases, more.pop("random", False)
-        )
+        marks = {mark: more.pop(mark, False) for mark in ("random", "effect", "custom")}
+        call = Call(kind, statement.callee, tuple(reads.split()), tuple(writes.split()), aliases, **marks)
         results = [Buffer(name, "intermediate", None, "", self.device) for name in statement.stores]
         device = more.pop("device", self.device)
         self.writer.launch(call, [text], statement.stores, device=device, results=results, **more)
 
     def host(self, text: str, indent: int = 0) -> None:
         self.writer.host(parse(text), [text], indent)
+
+    def check(self, text: str) -> None:
+        self.writer.check(parse(text), [text])
 
     def plain(self, text: str) -> None:
         assert parse(text).kind == "plain"

@@ -32,7 +32,7 @@ import torch
 from opara_backend import upstream
 from opara_backend.execution.host import Arena, Plan, Supply, run_unplanned
 from opara_backend.execution.program import Activation, Program
-from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.kernel_graph import RANDOM_STATE
 
 log = logging.getLogger(__name__)
 

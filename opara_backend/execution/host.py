@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from opara_backend import upstream
 from opara_backend.execution.program import Activation, Program, fresh
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import Lifetimes, MemoryPlan
@@ -55,12 +56,13 @@ class Metered(NamedTuple):
 class Observed:
     """What one run in program order showed: outputs, bytes of each buffer, seconds per kernel as the host sees it.
 
+    nbytes: None for a buffer that an operator has kept, or returned as its result: nobody knows when it ends.
     metered: what was allocated and freed while a kernel was launched, of those during which anything was; nothing
     without a meter.
     """
 
     outputs: tuple[Any, ...]
-    nbytes: dict[str, int]
+    nbytes: dict[str, int | None]
     durations: tuple[float, ...]
     metered: Mapping[int, Metered]
 
@@ -125,13 +127,14 @@ class _OnDemand:
     """Memory for a plain run: buffers are there from the first kernel that touches them to the last.
 
     A program allocates all its buffers before its first kernel runs, because sizes are known then. Their storages are
-    emptied at once and filled when needed, as an allocator would have it if they were allocated one by one.
+    emptied at once and filled when needed, as an allocator would have it if they were allocated one by one. Those that
+    a custom operator has kept stay as they are.
     """
 
     def __init__(self, lives: Lifetimes | None) -> None:
         self.lives = lives
         self._storages: dict[str, tuple[torch.UntypedStorage, int]] = {}
-        self.nbytes: dict[str, int] = {}
+        self.nbytes: dict[str, int | None] = {}
 
     def __call__(
         self, name: str, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: str
@@ -156,10 +159,14 @@ class _OnDemand:
         """Give back the buffers that `kernel` is the last to touch."""
         if self.lives is not None:
             for name in self.lives.end[kernel]:
-                if name in self._storages:
-                    self._storages.pop(name)[0].resize_(0)
-                elif name in release:
+                storage, _ = self._storages.pop(name, (None, 0))
+                lent = name in self.lives.lent
+                if name in release and (lent or storage is None):
                     release[name]()
+                if storage is not None and lent and upstream.holders(storage) > 1:
+                    self.nbytes[name] = None
+                elif storage is not None:
+                    storage.resize_(0)
 
 
 def observe(

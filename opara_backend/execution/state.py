@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from opara_backend.kernel_graph import KernelGraph
-from opara_backend.lowering.program import RANDOM_STATE
+from opara_backend.kernel_graph import RANDOM_STATE, KernelGraph
 
 STATE_ON_DEVICE = 16 << 20  # bytes of state kept on the device while it is searched; more goes to the host
 

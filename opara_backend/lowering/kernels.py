@@ -13,6 +13,7 @@ read *and* written.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +26,20 @@ from opara_backend.lowering.statements import Statement
 
 # Every rank must make them in one order, or what one sums is another's other tensor.
 COLLECTIVES = ("torch.ops._c10d_functional", "torch.ops.c10d", "torch.ops.symm_mem.")
+# Namespaces of torch's own operators and of ours: what these share is a tensor, a generator, or a registered effect.
+# Others may share a workspace, a counter, a print-out.
+_KNOWN = re.compile(
+    r"torch\.ops\.(aten|prims?|rngprims|inductor|mkldnn|mkldnn_prepacked|onednn|quantized|_quantized|quantized_decomposed"
+    r"|higher_order|torchvision|opara_backend)\."
+)
 
 
 @dataclass(frozen=True)
 class Call:
     """A launch, in terms of Python names of the wrapper.
 
-    random: it advances the generator of its device. effect: it does something on the host that must keep its order.
+    random: it may advance the generator of its device. effect: it does something on the host that must keep its order.
+    custom: nobody here knows what it shares with others of its kind beside the tensors it is given.
     """
 
     kind: KernelKind
@@ -41,6 +49,7 @@ class Call:
     aliases: tuple[str, ...] = ()
     random: bool = False
     effect: bool = False
+    custom: bool = False
 
 
 def triton_call(line: Any, mutated: Iterable[str]) -> Call:
@@ -82,8 +91,10 @@ def cpp_call(line: Any) -> Call:
 
 def extern_call(node: Any, statement: Statement) -> Call:
     """A call of an operator. `node`: the IR node behind it, or None where Inductor wrote plain text."""
+    custom = is_custom(statement.callee)
     if node is None or not hasattr(node, "get_outputs"):
-        return Call("extern", statement.callee, statement.loads, statement.loads + statement.stores, random=True)
+        writes = statement.loads + statement.stores
+        return Call("extern", statement.callee, statement.loads, writes, random=True, custom=custom)
     outputs = list(node.get_outputs())
     mutated = dict.fromkeys(
         name for part in (node, *outputs) if hasattr(part, "get_mutation_names") for name in part.get_mutation_names()
@@ -96,11 +107,17 @@ def extern_call(node: Any, statement: Statement) -> Call:
     )
     own = {node.get_name(), *(o.get_name() for o in outputs)}
     reads = tuple(n for n in statement.loads if n not in own)
-    writes = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
-    if not statement.stores and not writes:
-        writes = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
+    changed = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
+    if not statement.stores and not changed:
+        changed = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
     effect = statement.callee.startswith(COLLECTIVES) or upstream.has_ordered_effect(getattr(node, "op_overload", None))
-    return Call("extern", statement.callee, reads, tuple(writes), tuple(aliases), draws_random_numbers(node), effect)
+    random = custom or draws_random_numbers(node)
+    return Call("extern", statement.callee, reads, tuple(changed), tuple(aliases), random, effect, custom)
+
+
+def is_custom(callee: str) -> bool:
+    """True of an operator that is neither torch's nor ours."""
+    return callee.startswith("torch.ops.") and not _KNOWN.match(callee)
 
 
 def draws_random_numbers(node: Any) -> bool:

@@ -21,23 +21,27 @@ handed over so far must have run; what it returns are the program's outputs:
         yield
         return (buf1, )
 
-`release[name]` drops the program's own reference to a buffer that a kernel allocated, so that an executor can end
-its life when the schedule says so.
+`release[name]` drops the program's own references to a buffer that a kernel allocated, so that an executor can end
+its life when the schedule says so; or to one that a custom operator is given, so that it shows whether that keeps it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from opara_backend.kernel_graph import Buffer, Kernel, KernelGraph
+from opara_backend.kernel_graph import EFFECTS, HIDDEN_STATE, RANDOM_STATE, Buffer, Kernel, KernelGraph
 from opara_backend.lowering.dependencies import edges
 from opara_backend.lowering.kernels import Call
 from opara_backend.lowering.statements import Statement
 
-# What kernels share beside tensors, as buffers of their own, so that those who touch it keep their order.
-RANDOM_STATE, EFFECTS = "rng", "effects"
+_STATE = (
+    (RANDOM_STATE, "random generator"),
+    (EFFECTS, "effects outside the program"),
+    (HIDDEN_STATE, "what custom operators may share"),
+)
 
 
 @dataclass
@@ -69,7 +73,10 @@ class ProgramWriter:
     _buffers: dict[str, Buffer] = field(default_factory=dict)
     _root: dict[str, str] = field(default_factory=dict)
     _part_of: dict[str, str] = field(default_factory=dict)
+    _parts: dict[str, list[str]] = field(default_factory=dict)  # by root
     _producer: dict[str, _Launch] = field(default_factory=dict)
+    _ran: set[str] = field(default_factory=set)
+    _bound_inline: list[str] = field(default_factory=list)
     _host_names: dict[str, None] = field(default_factory=dict)
     _indent: int = 0
 
@@ -82,6 +89,7 @@ class ProgramWriter:
     def allocation(self, buffer: Buffer, lines: Sequence[str]) -> None:
         """A buffer the program allocates; `lines` bind its name."""
         self._buffers[buffer.name] = buffer
+        self._bound_inline.append(buffer.name)
         self._inline(lines)
 
     def part(self, name: str, whole: str, statement: Statement, lines: Sequence[str]) -> None:
@@ -95,6 +103,8 @@ class ProgramWriter:
             return
         self._buffers[name] = Buffer(name, "intermediate", 0, f"part of {whole}", self.device_of(whole), False)
         self._part_of[name] = whole
+        self._parts.setdefault(whole, []).append(name)
+        self._bound_inline.append(name)
         self._inline(lines)
 
     def view(self, name: str, statement: Statement, lines: Sequence[str]) -> None:
@@ -104,7 +114,10 @@ class ProgramWriter:
         for source in sources:
             self._unite(name, source)
         if not producers:
+            self._bound_inline.extend(statement.stores)
             self._inline(lines)
+            if not self._ran.isdisjoint(sources):
+                self._ran.update(statement.stores)
             return
         producer = list(producers.values())[-1]
         if len(producers) > 1:  # a view over two kernels' results: bound when the later one has run
@@ -117,7 +130,7 @@ class ProgramWriter:
     def check(self, statement: Statement, lines: Sequence[str]) -> None:
         """Something that must hold of a kernel's results, looked at when it has run; nothing of any other memory."""
         producers = [p for name in statement.loads if (p := self._producer.get(name)) is not None]
-        if self._indent:
+        if self._indent or (not producers and not self._ran.isdisjoint(statement.loads)):
             self._inline(lines)
         elif producers:
             max(producers, key=self._launches.index).lines.extend(lines)
@@ -154,6 +167,7 @@ class ProgramWriter:
         if not self._indent and (len(self._segments) == 1 or self._segments[-1] != len(self._launches)):
             self._body.append("yield")
             self._segments.append(len(self._launches))
+            self._ran.update(self._producer)
             self._producer.clear()  # they have run: views of their results need not wait for them
         self._inline(lines)
         self._indent = max(0, self._indent + indent)
@@ -192,6 +206,19 @@ class ProgramWriter:
         buffer = self._buffers.get(self.root(name))
         return buffer.device if buffer else self.device
 
+    def _whole(self, name: str) -> str:
+        """The buffer that `name` is a view or a part of."""
+        root = self.root(name)
+        while root in self._part_of:
+            root = self.root(self._part_of[root])
+        return root
+
+    def _lent(self) -> set[str]:
+        """Buffers that the program allocates and custom operators are given."""
+        custom = (launch.call for launch in self._launches if launch.call.custom)
+        given = {self._whole(name) for call in custom for name in (*call.reads, *call.writes) if self.knows(name)}
+        return {name for name in given if name in self._buffers and self._buffers[name].planned}
+
     def _unite(self, name: str, other: str) -> None:
         first, second = self.root(name), self.root(other)
         if first != second:
@@ -199,16 +226,18 @@ class ProgramWriter:
             if first in self._buffers and self._buffers[first].kind in ("input", "constant", "state"):
                 first, second = second, first
             self._root[first] = second
+            if first in self._parts:
+                self._parts.setdefault(second, []).extend(self._parts.pop(first))
 
     def _touched(self, names: Iterable[str]) -> tuple[str, ...]:
         """Storages behind `names`, a whole with all its parts."""
         found: dict[str, None] = {}
-        todo = [self.root(n) for n in names if self.knows(n)]
+        todo = deque(self.root(n) for n in names if self.knows(n))
         while todo:
-            name = todo.pop(0)
+            name = todo.popleft()
             if name not in found:
                 found[name] = None
-                todo.extend(part for part, whole in self._part_of.items() if self.root(whole) == name)
+                todo.extend(self._parts.get(name, ()))
         return tuple(found)
 
     def _inline(self, lines: Sequence[str]) -> None:
@@ -247,7 +276,7 @@ class ProgramWriter:
         buffers = [b for n, b in self._buffers.items() if self.root(n) == n and (b.kind == "input" or n in used)]
         wholes = [self._buffers[w] for w in map(self.root, self._part_of.values()) if w in self._buffers]
         buffers.extend(w for w in dict.fromkeys(wholes) if w not in buffers)
-        for name, what in ((RANDOM_STATE, "random generator"), (EFFECTS, "effects outside the program")):
+        for name, what in _STATE:
             if name in used:
                 buffers.append(Buffer(name, "state", 0, what, self.device))
         return KernelGraph(
@@ -275,7 +304,8 @@ class ProgramWriter:
         written.update(writes)
         devices = {self.device_of(n) for n in (*reads, *writes) if n not in numbers}
         host = self.device != "cpu" and bool((devices | {launch.device}) - {self.device})
-        state = (RANDOM_STATE,) * launch.call.random + (EFFECTS,) * launch.call.effect
+        call = launch.call
+        state = (HIDDEN_STATE,) * call.custom + (RANDOM_STATE,) * call.random + (EFFECTS,) * call.effect
         reads, writes = (*reads, *state), (*writes, *state)
         return Kernel(
             name=f"k{index}",
@@ -296,12 +326,11 @@ class ProgramWriter:
         """Pairs of storages: whole ones that the program allocates, and that the kernel touches as the pair says."""
         pairs = ((self.root(read), self.root(write)) for read, write in launch.inplace)
         planned = {n for n in (*reads, *writes) if n in self._buffers and self._buffers[n].planned}
-        whole = planned - set(self._part_of)
-        parted = {self.root(name) for name in self._part_of.values()}
+        whole = planned - self._part_of.keys() - self._parts.keys()
         return tuple(
             (read, write)
             for read, write in pairs
-            if read in reads and write in writes and {read, write} <= whole - parted and read not in writes
+            if read in reads and write in writes and {read, write} <= whole and read not in writes
         )
 
     def body(self) -> list[str]:
@@ -321,6 +350,10 @@ class ProgramWriter:
         groups: dict[str, list[str]] = {}
         for name in dict.fromkeys(bound):
             groups.setdefault(self.root(name), []).append(name)
+        lent = self._lent()
+        for name in self._bound_inline:
+            if (whole := self._whole(name)) in lent:
+                groups.setdefault(whole, []).append(name)
         for root, names in groups.items():
             lines += ["def drop():", f"    nonlocal {', '.join(names)}", f"    {' = '.join(names)} = None"]
             lines.append(f"release[{root!r}] = drop")

@@ -8,10 +8,11 @@ What is decided on the host inside a subgraph (`torch.cond`), or computed on ano
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from opara_backend.lowering.kernels import Call, draws_random_numbers, extern_call
+from opara_backend.lowering.kernels import Call, draws_random_numbers, extern_call, is_custom
 from opara_backend.lowering.lines import is_a
 from opara_backend.lowering.statements import Statement
 
@@ -57,16 +58,19 @@ def subgraph_call(node: Any, statement: Statement) -> Call:
     """The call of a subgraph, whose arguments `statement` lists and whose result it binds to the name of `node`."""
     call, arguments = extern_call(node, statement), f"{_graph(node).name}_args"
     reads, writes = (tuple(n for n in names if n != arguments) for names in (call.reads, call.writes))
-    return replace(call, callee=_graph(node).name, reads=reads, writes=writes, random=_draws_random_numbers(node))
+    called = [operation for operation in _operations(node) if is_a(operation, ("ExternKernel",))]
+    custom = any(is_custom(getattr(operation, "python_kernel_name", None) or "") for operation in called)
+    random = custom or any(map(draws_random_numbers, called))
+    return replace(call, callee=_graph(node).name, reads=reads, writes=writes, random=random, custom=custom)
 
 
-def _draws_random_numbers(node: Any) -> bool:
-    operations = _graph(node).operations
-    return any(
-        _draws_random_numbers(operation) if is_a(operation, _CALLS) else draws_random_numbers(operation)
-        for operation in operations
-        if is_a(operation, ("ExternKernel",))
-    )
+def _operations(node: Any) -> Iterator[Any]:
+    """What the subgraph does, and those that it calls."""
+    for operation in _graph(node).operations:
+        if is_a(operation, _CALLS):
+            yield from _operations(operation)
+        else:
+            yield operation
 
 
 def _graph(node: Any) -> Any:

@@ -256,6 +256,90 @@ def test_without_random_numbers_there_is_no_generator_in_the_graph() -> None:
     assert [b.name for b in source.graph().buffers] == ["arg0"]
 
 
+def test_custom_operators_keep_their_order() -> None:
+    source = Source()
+    for salt in (1, 2, 3):
+        source.alloc(f"buf{salt}")
+        source.call(f"mix(buf{salt}, (arg0,), {salt})", "arg0", f"buf{salt}", custom=salt != 2)
+    graph = source.graph("buf1", "buf3")
+    assert edges(graph) == [(0, 2)]
+    assert graph.buffer("hidden").kind == "state"
+    assert [graph.kernels[k].host for k in range(3)] == [False] * 3, "it can be captured"
+
+
+def test_what_a_custom_operator_was_given_can_be_let_go() -> None:
+    """The program holds it no longer, nor its views and parts; nobody else does, unless the operator has kept it."""
+    source = Source()
+    for name in ("buf0", "buf1"):
+        source.alloc(name)
+    source.part("buf2 = buf1[:2]", "buf1")
+    source.view("buf3 = buf0[1:3]")
+    source.view("buf4 = buf1[2:]")
+    source.call("mix(buf2, (arg0,), 1)", "arg0", "buf2")
+    source.call("mix(buf0, (arg0,), 2)", "arg0", "buf0")
+    source.call("buf5 = keep(buf3, buf4)", "buf3 buf4", custom=True)
+    kept: list[Any] = []
+    given: dict[str, weakref.ref[memoryview]] = {}
+
+    def alloc(name: str, nbytes: int) -> memoryview:
+        made = fresh(name, nbytes)
+        given[name] = weakref.ref(made.obj)
+        return made
+
+    class Bytes(bytearray):
+        """That can be looked at weakly."""
+
+    def fresh(name: str, nbytes: int) -> memoryview:
+        return memoryview(Bytes(nbytes))
+
+    def keep(first: memoryview, second: memoryview) -> memoryview:
+        kept.append(second)
+        return memory(1)
+
+    source.graph("buf5")
+    run = source.run("buf5", args=[memory(1, 2)], alloc=alloc, keep=keep)
+    run.advance()
+    for task in run.tasks:
+        task()
+    assert all(ref() is not None for ref in given.values())
+    for name in ("buf0", "buf1"):
+        run.release[name]()
+    gc.collect()
+    assert given["buf0"]() is None
+    assert given["buf1"]() is not None
+    kept.clear()
+    gc.collect()
+    assert given["buf1"]() is None
+
+
+def test_what_kernels_have_made_before_the_host_looked_is_checked_there() -> None:
+    source = Source()
+    source.call("buf0 = make((arg0,), 1)", "arg0")
+    source.view("buf1 = buf0[2:4]")
+    source.host("size = buf0[0].item()")
+    source.view("buf2 = buf0[:1]")
+    for name in ("buf0", "buf1", "buf2"):
+        source.check(f"check({name})")
+    source.check("check(arg0)")
+    source.graph("buf0")
+    checked: list[int] = []
+
+    class Number(int):
+        def item(self) -> int:
+            return int(self)
+
+    class Memory:
+        def __init__(self, length: int) -> None:
+            self.length = length
+
+        def __getitem__(self, key: Any) -> Any:
+            return Memory(len(range(*key.indices(self.length)))) if isinstance(key, slice) else Number(self.length)
+
+    run = source.run("buf0", args=["x"], make=lambda *_: Memory(8), check=lambda found: checked.append(found.length))
+    run.finish()
+    assert checked == [8, 2, 1], "inputs have been looked at by whoever calls"
+
+
 @pytest.mark.parametrize(
     ("device", "kernel_device", "buffer_device", "host"),
     [
