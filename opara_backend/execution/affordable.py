@@ -34,22 +34,31 @@ TRIES = 3  # at what a schedule that takes too much could be made of
 Heats = list[list[Plan]]
 
 
+def with_pool(plan: Plan, kernels: Allocations) -> Plan:
+    """`plan`, saying what its `kernels` take of the allocator's memory."""
+    asked = plan.schedule, plan.memory.releases
+    return replace(plan, pool=kernels.reserved(*asked), segments=kernels.segments(*asked))
+
+
 @dataclass
 class _Heat:
-    """Plans captured side by side: the widest of their arenas, and what they leave in their memory pool."""
+    """Plans captured side by side: the widest of their arenas, what they leave in their memory pool, and both in bytes
+    that are reserved."""
 
     plans: list[Plan] = field(default_factory=list)
     arena: int = 0
     pools: Pools = field(default_factory=Pools)
+    reserved: int = 0
 
     def add(self, plan: Plan, kernels: Allocations, most: int | None) -> bool:
         """Take `plan` in if all together take at most `most` bytes then; whether it was."""
         arena = max(self.arena, plan.memory.arena_bytes)
         pools = kernels.captured(plan.schedule, plan.memory.releases, self.pools)
-        if most is not None and segment_bytes(arena) + pools.reserved > most:
+        taken = segment_bytes(arena) + pools.reserved
+        if most is not None and taken > most:
             return False
         self.plans.append(plan)
-        self.arena, self.pools = arena, pools
+        self.arena, self.pools, self.reserved = arena, pools, taken
         return True
 
 
@@ -70,8 +79,7 @@ def affordable(
     squeezed, launch = squeezing(kernels), launched(kernels)
 
     def placed(schedule: Schedule) -> Plan:
-        plan = plan_of(schedule)
-        return replace(plan, pool=kernels.reserved(schedule, plan.memory.releases))
+        return with_pool(plan_of(schedule), kernels)
 
     def made_to_fit(one: Plan, most: int) -> Plan:
         """Fewer streams each time: arenas, and when results are dropped, are not known before a schedule is planned."""
@@ -91,6 +99,7 @@ def affordable(
     most = allowed(static_bytes, row.reserved, kernels.spared, extra)
     heats, found = [_Heat()], {first.launches}
     heats[0].add(row, kernels, None)
+    together = most + heats[0].reserved - row.reserved  # a heat's memory is reserved segment by segment
     for looked, schedule in enumerate(others, 1):
         if not go_on(len(found), looked):
             break
@@ -102,7 +111,8 @@ def affordable(
             log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, own, one.reserved)
             continue
         found.add(one.schedule.launches)
-        if not any(heat.add(one, kernels, most) for heat in heats):
-            heats.append(_Heat())
-            heats[-1].add(one, kernels, None)
+        (alone := _Heat()).add(one, kernels, None)
+        together = max(together, alone.reserved)  # what one takes of a heat's memory, all may
+        if not any(heat.add(one, kernels, together) for heat in heats):
+            heats.append(alone)
     return [heat.plans for heat in heats]

@@ -75,8 +75,8 @@ def capture_fastest(
     look at others. Errors: those of capturing the first lowering; an alternative that fails is left out, and said.
     """
 
-    def best_of(one: Runtime, bound: KernelGraph, needed: Workspaces) -> Kept:
-        there = replace(memory, needed=needed)
+    def best_of(one: Runtime, bound: KernelGraph, needed: Workspaces, fresh: bool = memory.fresh) -> Kept:
+        there = replace(memory, needed=needed, fresh=fresh)
         return Kept(one, *capture_best(one, bound, arguments, there, shape, near(one)))
 
     first = runtime, graph, memory.needed
@@ -95,10 +95,10 @@ def capture_fastest(
     give_back_unused()  # while something is captured, nothing that is cached can be given back
     if choice is None or not racing:
         racing.insert(0, first)
-    made = []
+    made: list[Kept] = []
     for one, bound, needed in racing:
         try:
-            made.append(best_of(one, bound, needed))
+            made.append(best_of(one, bound, needed, memory.fresh and not made))
         except Exception as error:
             if one is runtime:
                 raise

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from opara_backend.execution import winners
-from opara_backend.execution.affordable import affordable
+from opara_backend.execution.affordable import affordable, with_pool
 from opara_backend.execution.arguments import StaticArguments
 from opara_backend.execution.cuda_graph import CapturedGraph, give_back_unused, give_up_workspaces
 from opara_backend.execution.host import Plan
@@ -63,14 +63,14 @@ def capture_best(
         try:
             with runtime.record.stage("plan"):
                 plan = runtime.plan(graph, found.profile, found.schedule, captured=True)
-                pool = allocations(graph, memory.needed).reserved(plan.schedule, plan.memory.releases)
+                plan = with_pool(plan, allocations(graph, memory.needed))
         except (ScheduleError, MemoryPlanError) as error:
             log.info("searching anew: what is remembered is not valid: %s: %s", path, error)
         else:
             runtime.record.remembered.add(shape)
             with runtime.record.stage("capture"):
                 captured = capture_plan(runtime.program, plan, arguments, memory)
-            return replace(plan, pool=pool), captured, list(found.tried)
+            return plan, captured, list(found.tried)
     plan, captured, tried = _search(runtime, graph, arguments, memory, near)
     winners.keep(path, winners.Winner(plan.profile, plan.schedule, tuple(tried)))
     return plan, captured, tried
@@ -141,7 +141,7 @@ def _tried(
 def _apart(runtime: Runtime, graph: KernelGraph, memory: Memory) -> Iterator[Memory]:
     """Memory for graphs that are all given up in the block; behind it the device has it back."""
     try:
-        yield replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True)
+        yield replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True, fresh=False)
     finally:
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
         give_back_unused()

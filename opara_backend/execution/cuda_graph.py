@@ -293,6 +293,13 @@ def _begin_capture(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any,
     return copy if draws else None
 
 
+def _reserve(nbytes: int, device: torch.device) -> None:
+    """Let the allocator have a segment of `nbytes` for the current stream, if it is one that cuts it up later."""
+    settings = os.environ.get("PYTORCH_ALLOC_CONF", "") + os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    if torch.cuda.get_allocator_backend() == "native" and "max_split_size" not in settings:
+        torch.UntypedStorage(nbytes, device=device)
+
+
 def _launch_all(
     program: Program,
     plan: Plan,
@@ -312,6 +319,9 @@ def _launch_all(
     for index in used:
         if index:
             streams[index].wait_event(started)
+    for index, nbytes in plan.segments.items():
+        with torch.cuda.stream(streams[index]):
+            _reserve(nbytes, origin.device)
     events: dict[int, torch.cuda.Event] = {}
     for kernel, finished in zip(schedule.order, plan.memory.releases, strict=True):
         stream = streams[schedule.stream[kernel]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Plan:
     """Everything decided for one concrete shape.
 
     pool: by stream, bytes that torch's allocator reserves for what kernels allocate themselves, None where that was not
-    asked.
+    asked. segments: of these, by stream, the bytes to reserve in one piece before a capture.
     """
 
     graph: KernelGraph
@@ -38,6 +38,7 @@ class Plan:
     memory: MemoryPlan
     verify_seconds: float = 0.0
     pool: Mapping[int, int] | None = None
+    segments: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def reserved(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,13 +37,14 @@ class Memory:
     """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`.
 
     needed: what libraries take of `pool`, by the first run of the graph. candidates: they are given up
-    together, so library workspaces in `pool` serve them all.
+    together, so library workspaces in `pool` serve them all. fresh: nothing has been captured into `pool` before.
     """
 
     pool: Any
     supply: Supply
     needed: Workspaces = NONE
     candidates: bool = False
+    fresh: bool = False
 
 
 @dataclass
@@ -117,6 +118,8 @@ def capture_plan(
 ) -> CapturedGraph:
     """`plan` captured on private streams; see `cuda_graph.capture`."""
     streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
+    if not memory.fresh:  # what others have left there may do
+        plan = replace(plan, segments={})
     stay = memory.candidates
     made = capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe, workspaces_stay=stay)
     if memory.candidates:

@@ -33,6 +33,11 @@ class Block:
     free: bool = True
 
 
+def one_segment(nbytes: int) -> int:
+    """Bytes of the smallest segment of at least `nbytes` that the allocator cuts no larger than it is asked to."""
+    return segment_bytes(max(nbytes, LARGE))
+
+
 def segment_bytes(nbytes: int) -> int:
     """Bytes the allocator reserves for a block of `nbytes` where nothing is cached."""
     nbytes = -(-nbytes // GRAIN) * GRAIN
@@ -42,10 +47,18 @@ def segment_bytes(nbytes: int) -> int:
 
 
 class Pool:
-    """What one stream has of a memory pool."""
+    """What one stream has of a memory pool.
 
-    def __init__(self) -> None:
+    first: bytes of a segment for large blocks that is there from the beginning, as if somebody had allocated and freed
+    so much. peak: how many of them have been in use at most, counted from its beginning.
+    """
+
+    def __init__(self, first: int = 0) -> None:
         self._segments: list[Segment] = []
+        self.peak = 0
+        if first:
+            self.free(self.allocate(first))
+            self.peak = 0
 
     @property
     def reserved(self) -> int:
@@ -55,6 +68,7 @@ class Pool:
     def copy(self) -> Pool:
         """Another that is the same from here on; blocks in use stay so there."""
         made = Pool()
+        made.peak = self.peak
         for segment in self._segments:
             alike = Segment(segment.small)
             alike.blocks += [Block(block.nbytes, alike, block.free) for block in segment.blocks]
@@ -85,6 +99,8 @@ class Pool:
             block.nbytes = rounded
             segment.blocks.insert(place + 1, Block(left, segment))
         block.free = False
+        if number == 0:
+            self.peak = max(self.peak, sum(one.nbytes for one in segment.blocks[: place + 1]))
         return block
 
     def free(self, block: Block) -> None:

@@ -5,7 +5,8 @@ schedules take few enough. Must not change: anything. Imports no torch.
 
 A convolution allocates its workspace when it is launched and frees it when it is queued, and some make their results
 themselves. The allocator hands freed memory on to what is launched later on the same stream, and to no other stream,
-and reserves 2 or 20 MiB for less (`scheduling.segments`). cuBLAS keeps one workspace for each stream.
+and reserves 2 or 20 MiB for less (`scheduling.segments`), which is more than it needs unless it is first asked for what
+a stream takes at most. cuBLAS keeps one workspace for each stream.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from types import MappingProxyType
 from opara_backend.kernel_graph import Kernel, KernelGraph
 from opara_backend.scheduling.gathering import gathered, library_kernels, on_fewer_streams, renumbered
 from opara_backend.scheduling.schedule import Schedule
-from opara_backend.scheduling.segments import SMALL, Block, Pool, segment_bytes
+from opara_backend.scheduling.segments import SMALL, Block, Pool, one_segment, segment_bytes
 
 OPERATORS = ("mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "_int_mm", "_scaled_mm", "linear", "matmul")
 MORE = 0.1  # of what model and one stream take together is never too much
@@ -101,8 +102,28 @@ class Allocations:
         return {kernel: largest(kernel) for kernel in sorted(self.libraries)}
 
     def reserved(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
-        """Bytes reserved on each stream when `schedule` is captured alone; see `captured`."""
-        return {stream: pool.reserved for stream, pool in self.captured(schedule, releases, Pools()).of.items()}
+        """Bytes reserved on each stream when `schedule` is captured alone, its `segments` before all else."""
+        return self._packed(schedule, releases)[0]
+
+    def segments(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
+        """By stream, bytes to reserve in one piece before `schedule` is captured alone, where that takes less than the
+        segments that the allocator would reserve one by one, each for what does not fit into those before."""
+        return self._packed(schedule, releases)[1]
+
+    def _packed(
+        self, schedule: Schedule, releases: Sequence[Sequence[str]] | None
+    ) -> tuple[dict[int, int], dict[int, int]]:
+        """`reserved` and `segments`."""
+        alone = {s: pool.reserved for s, pool in self.captured(schedule, releases, Pools()).of.items()}
+        wide = {s: Pool(nbytes) for s, nbytes in alone.items() if nbytes > one_segment(0)}
+        if not wide:
+            return alone, {}
+        found = self.captured(schedule, releases, Pools(wide))
+        sizes = {s: one_segment(found.of[s].peak) for s in wide if found.of[s].peak}
+        # In a smaller segment what is left behind its last block may be the best fit, and another cut: hence once more.
+        tight = self.captured(schedule, releases, Pools({s: Pool(nbytes) for s, nbytes in sizes.items()}))
+        better = {s: nbytes for s, nbytes in sizes.items() if tight.of[s].reserved < alone[s]}
+        return {s: tight.of[s].reserved if s in better else nbytes for s, nbytes in alone.items()}, better
 
     def captured(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None, pools: Pools) -> Pools:
         """`pools` behind a capture of `schedule`, all of whose results are given up in the end.

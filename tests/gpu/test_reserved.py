@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opara_backend.execution import candidates, race
 from opara_backend.scheduling.segments import Pool
-from opara_backend.scheduling.workspaces import allocations
+from opara_backend.scheduling.workspaces import Pools, allocations
 
 MIB = 1 << 20
 
@@ -65,12 +65,16 @@ def test_a_captured_graph_takes_what_was_foretold(
 ) -> None:
     """And the candidates of a heat together, in the pool that goes with them, no more than all of them."""
     model, x = Inception().cuda().to(dtype).eval(), torch.randn(8, 64, 56, 56, device="cuda", dtype=dtype)
-    capture, taken = race.capture_plan, []
+    capture, taken, saved = race.capture_plan, [], []
 
     def capture_plan(program: Any, plan: Any, arguments: Any, memory: Any, probe: Any = None) -> Any:
         captured = capture(program, plan, arguments, memory, probe)
-        foretold = allocations(plan.graph, memory.needed).reserved(plan.schedule, plan.memory.releases)
+        kernels, asked = allocations(plan.graph, memory.needed), (plan.schedule, plan.memory.releases)
+        apart = {stream: pool.reserved for stream, pool in kernels.captured(*asked, Pools()).of.items()}
+        foretold = kernels.reserved(*asked) if memory.fresh else apart
         taken.append((memory.candidates, captured.pool, foretold, reserved(captured.pool)))
+        if memory.fresh:
+            saved.append(sum(apart.values()) - sum(foretold.values()))
         return captured
 
     for module in (candidates, race):
@@ -86,5 +90,7 @@ def test_a_captured_graph_takes_what_was_foretold(
         assert sum(foretold.values()) <= found <= sum(together.values()) + 4 * MIB * len(together)
     apart, _, foretold, found = taken[-1]
     assert not apart, "the last is captured for good"
+    assert len(saved) == 1
+    assert saved[0] >= 0
     assert sum(foretold.values()) >= 32 * MIB, "cuBLAS's workspace, and more"
     assert sum(foretold.values()) <= found <= sum(foretold.values()) + 4 * MIB * len(foretold)

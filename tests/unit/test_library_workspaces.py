@@ -14,8 +14,10 @@ from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from opara_backend.scheduling.search import candidates
+from opara_backend.scheduling.segments import Pool
 from opara_backend.scheduling.workspaces import (
     NONE,
+    Pools,
     Workspaces,
     allocations,
     allowed,
@@ -64,9 +66,9 @@ def test_what_calls_cublas(call: str, expected: bool) -> None:
         ((0,) * 6, CUBLAS, 32),
         ((0, 0, 1, 2, 1, 0), CUBLAS, 96),
         ((0, 1, 1, 1, 1, 0), CUBLAS, 32),  # the others are no products
-        ((0,) * 6, Workspaces({1: 3 * MIB, 2: 12 * MIB}), 20),  # one after the other
-        ((0, 0, 1, 0, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB}), 20 + 12),
-        ((0, 0, 1, 1, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB, 3: 11 * MIB}, 32 * MIB), 20 + 12 + 2 * 32),
+        ((0,) * 6, Workspaces({1: 3 * MIB, 2: 12 * MIB}), 12),  # one after the other
+        ((0, 0, 1, 0, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB}), 10 + 12),
+        ((0, 0, 1, 1, 0, 0), Workspaces({1: 3 * MIB, 2: 12 * MIB, 3: 11 * MIB}, 32 * MIB), 36 + 44),
         ((0, 1, 2, 3, 4, 5), NONE, 0),
     ],
 )
@@ -104,15 +106,15 @@ def test_a_large_model_may_take_a_tenth_of_itself_more(static: int, streams: int
 def test_what_stock_inductors_products_would_keep_may_go_to_others(
     replaced: bool, products: bool, expected: int
 ) -> None:
-    """Convolutions that need 3 MiB each, side by side where a kernel of ours stands for a product."""
+    """Convolutions that need 12 MiB each, side by side where a kernel of ours stands for a product."""
     graph = FORK if products else calling(BRANCHES, "extern_kernels.convolution", {1, 2, 3, 4})
-    needed = Workspaces(dict.fromkeys((1, 2, 3, 4), 3 * MIB), 32 * MIB, replaced)
+    needed = Workspaces(dict.fromkeys((1, 2, 3, 4), 12 * MIB), 32 * MIB, replaced)
     kernels = allocations(graph, needed)
     assert kernels.spared == expected * MIB
     schedule = build(graph, FORK_PROFILE, policy="nimble", launch_order="program", streams=5)
     found = fitting(allocations(graph, needed), len(graph), 0, 0)(schedule)
     assert found is not None
-    assert len({found.stream[k] for k in (1, 2, 3, 4)}) == (2 if expected else 1)
+    assert len({found.stream[k] for k in (1, 2, 3, 4)}) == (3 if expected else 1)
 
 
 def test_a_chain_of_products_fits_whatever_streams_a_policy_spreads_it_over() -> None:
@@ -124,18 +126,18 @@ def test_a_chain_of_products_fits_whatever_streams_a_policy_spreads_it_over() ->
 
 
 def test_results_that_kernels_make_count_until_the_last_who_reads_them() -> None:
-    """Three convolutions in a chain make 8 MiB each: two fit a segment of 20 MiB, three do not."""
+    """Three convolutions in a chain make 8 MiB each: two are there at a time, or three."""
     graph = calling(graph_with_edges(4, [(0, 1), (1, 2), (2, 3)]), "extern_kernels.convolution", {0, 1, 2})
     made = tuple(replace(b, planned=False, nbytes=8 * MIB) if b.name != "b3" else b for b in graph.buffers)
     graph = replace(graph, buffers=made)
     row = with_waits(graph, (0,) * 4, range(4))
     kernels = allocations(graph, NONE)
-    assert kernels.reserved(row) == {0: 20 * MIB}
-    assert kernels.reserved(row, ((), (), ("b0",), ("b1",))) == {0: 20 * MIB}
-    assert kernels.reserved(row, ((), (), (), ("b0", "b1"))) == {0: 40 * MIB}
+    assert kernels.reserved(row) == {0: 16 * MIB}
+    assert kernels.reserved(row, ((), (), ("b0",), ("b1",))) == {0: 16 * MIB}
+    assert kernels.reserved(row, ((), (), (), ("b0", "b1"))) == {0: 24 * MIB}
     kept = allocations(replace(graph, outputs=("b0", "b1", "b2")), NONE)
-    assert kept.reserved(row) == {0: 40 * MIB}
-    assert kernels.reserved(with_waits(graph, (0, 1, 0, 0), range(4))) == {0: 20 * MIB, 1: 20 * MIB}
+    assert kept.reserved(row) == {0: 24 * MIB}
+    assert kernels.reserved(with_waits(graph, (0, 1, 0, 0), range(4))) == {0: 10 * MIB, 1: 10 * MIB}
 
 
 @st.composite
@@ -195,6 +197,20 @@ def test_without_extra_memory_one_stream_is_never_refused(problem: tuple[Schedul
     assert fitting(allocations(graph, needed), len(graph), 0, 0)(row) is row
 
 
+@given(problems())
+def test_what_is_reserved_in_one_piece_is_enough_and_less(problem: tuple[Scheduled, Workspaces]) -> None:
+    (graph, _, schedule), needed = problem
+    kernels = allocations(graph, needed)
+    alone = {s: pool.reserved for s, pool in kernels.captured(schedule, None, Pools()).of.items()}
+    segments, reserved = kernels.segments(schedule), kernels.reserved(schedule)
+    first = Pools({stream: Pool(nbytes) for stream, nbytes in segments.items()})
+    together = kernels.captured(schedule, None, first)
+    assert {stream: pool.reserved for stream, pool in together.of.items()} == reserved
+    assert reserved.keys() == alone.keys()
+    for stream, nbytes in reserved.items():
+        assert nbytes < alone[stream] if stream in segments else nbytes == alone[stream]
+
+
 def test_library_kernels_stay_apart_where_gathering_would_take_more() -> None:
     """On three streams 24 MiB are asked for on one and 12 on another; on two, which are enough, 24 on both."""
     graph = calling(graph_with_edges(4, [(0, 1), (0, 2), (0, 3), (1, 2)]), "convolution", {0, 1, 2, 3})
@@ -228,5 +244,5 @@ def test_a_part_of_a_result_keeps_it() -> None:
     whole = replace(graph, buffers=made)
     parted = replace(graph, buffers=(*made, part), kernels=kernels)
     row = with_waits(graph, (0,) * 4, range(4))
-    assert allocations(parted, NONE).reserved(row) == allocations(whole, NONE).reserved(row) == {0: 40 * MIB}
+    assert allocations(parted, NONE).reserved(row) == allocations(whole, NONE).reserved(row) == {0: 24 * MIB}
     assert allocations(parted, NONE).users["b0"] == {0, 3}

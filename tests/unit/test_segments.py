@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opara_backend.scheduling.segments import GRAIN, SMALL, Block, Pool, segment_bytes
+from opara_backend.scheduling.segments import GRAIN, SMALL, Block, Pool, one_segment, segment_bytes
 
 MIB = 1 << 20
 SIZES = st.one_of(st.integers(0, 4096), st.integers(1, 3 * MIB), st.integers(1, 40 * MIB))
@@ -54,6 +54,25 @@ def test_a_sliver_stays_with_its_block() -> None:
     assert pool.reserved == 12 * MIB
     pool.allocate(GRAIN * 2 + SMALL)
     assert pool.reserved == 32 * MIB
+
+
+def test_what_is_there_first_serves_all_and_tells_how_much_of_it_they_take() -> None:
+    """7 MiB, and 3 behind it; then 5 where the 7 were, 4 behind the 3, and 2 behind the 5."""
+    pool = Pool(40 * MIB)
+    assert (pool.reserved, pool.peak) == (40 * MIB, 0)
+    first, _ = pool.allocate(7 * MIB), pool.allocate(3 * MIB)
+    assert pool.peak == 10 * MIB
+    pool.free(first)
+    pool.allocate(5 * MIB)
+    assert pool.peak == 10 * MIB
+    pool.allocate(4 * MIB)
+    pool.allocate(2 * MIB)
+    assert (pool.reserved, pool.peak) == (40 * MIB, 14 * MIB)
+    pool.allocate(1000)
+    assert (pool.reserved, pool.peak) == (42 * MIB, 14 * MIB), "small ones have their own"
+    assert pool.copy().peak == 14 * MIB
+    assert one_segment(pool.peak) == 14 * MIB
+    assert one_segment(1) == segment_bytes(10 * MIB)
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), SIZES), max_size=40))
