@@ -9,7 +9,8 @@ Arena and what kernels allocate may together take what is `allowed`; a schedule 
 kernels that allocate on fewer streams.
 
 The plans of a heat are captured side by side, and share an arena and a memory pool: each is captured into what those
-before it have left there, segments cut for them and workspaces of cuBLAS's. Plans of which each alone takes no more
+before it have left there, segments cut for them and workspaces of cuBLAS's, and reserves more only on streams that none
+of them used. Plans of which each alone takes no more
 than it may, but all together do, are of different heats, one of which is given up before the next begins.
 """
 
@@ -42,23 +43,24 @@ def with_pool(plan: Plan, kernels: Allocations) -> Plan:
 
 @dataclass
 class _Heat:
-    """Plans captured side by side: the widest of their arenas, what they leave in their memory pool, and both in bytes
-    that are reserved."""
+    """Plans captured side by side: the widest of their arenas, and what they leave in their memory pool."""
 
     plans: list[Plan] = field(default_factory=list)
     arena: int = 0
     pools: Pools = field(default_factory=Pools)
-    reserved: int = 0
 
     def add(self, plan: Plan, kernels: Allocations, most: int | None) -> bool:
-        """Take `plan` in if all together take at most `most` bytes then; whether it was."""
+        """Take `plan` in if all together take at most `most` bytes then; whether it was.
+
+        On streams that a plan before it uses, nothing is reserved for it in one piece.
+        """
         arena = max(self.arena, plan.memory.arena_bytes)
-        pools = kernels.captured(plan.schedule, plan.memory.releases, self.pools)
-        taken = segment_bytes(arena) + pools.reserved
-        if most is not None and taken > most:
+        first = {stream: nbytes for stream, nbytes in plan.segments.items() if stream not in self.pools.of}
+        pools = kernels.captured(plan.schedule, plan.memory.releases, self.pools, first)
+        if most is not None and segment_bytes(arena) + pools.reserved > most:
             return False
-        self.plans.append(plan)
-        self.arena, self.pools, self.reserved = arena, pools, taken
+        self.plans.append(replace(plan, segments=first))
+        self.arena, self.pools = arena, pools
         return True
 
 
@@ -99,7 +101,6 @@ def affordable(
     most = allowed(static_bytes, row.reserved, kernels.spared, extra)
     heats, found = [_Heat()], {first.launches}
     heats[0].add(row, kernels, None)
-    together = most + heats[0].reserved - row.reserved  # a heat's memory is reserved segment by segment
     for looked, schedule in enumerate(others, 1):
         if not go_on(len(found), looked):
             break
@@ -111,8 +112,7 @@ def affordable(
             log.info("not tried: schedule %s, arena of %d bytes, %d reserved", made, own, one.reserved)
             continue
         found.add(one.schedule.launches)
-        (alone := _Heat()).add(one, kernels, None)
-        together = max(together, alone.reserved)  # what one takes of a heat's memory, all may
-        if not any(heat.add(one, kernels, together) for heat in heats):
-            heats.append(alone)
+        if not any(heat.add(one, kernels, most) for heat in heats):
+            heats.append(_Heat())
+            heats[-1].add(one, kernels, None)
     return [heat.plans for heat in heats]

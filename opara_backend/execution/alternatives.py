@@ -75,8 +75,8 @@ def capture_fastest(
     look at others. Errors: those of capturing the first lowering; an alternative that fails is left out, and said.
     """
 
-    def best_of(one: Runtime, bound: KernelGraph, needed: Workspaces, fresh: bool = memory.fresh) -> Kept:
-        there = replace(memory, needed=needed, fresh=fresh)
+    def best_of(one: Runtime, bound: KernelGraph, needed: Workspaces, reserves: bool = memory.reserves) -> Kept:
+        there = replace(memory, needed=needed, reserves=reserves)
         return Kept(one, *capture_best(one, bound, arguments, there, shape, near(one)))
 
     first = runtime, graph, memory.needed
@@ -98,7 +98,7 @@ def capture_fastest(
     made: list[Kept] = []
     for one, bound, needed in racing:
         try:
-            made.append(best_of(one, bound, needed, memory.fresh and not made))
+            made.append(best_of(one, bound, needed, memory.reserves and not made))
         except Exception as error:
             if one is runtime:
                 raise

@@ -84,6 +84,7 @@ def _search(
     schedules = [plan.schedule for plan in plans]
     compared = [taken if place < first else LATER * taken for place, taken in enumerate(seconds)]
     best = plans[kept(schedules, [plan.reserved for plan in plans], compared)]
+    best = with_pool(best, allocations(graph, memory.needed))
     with runtime.record.stage("capture"):
         captured = capture_plan(runtime.program, best, arguments, memory)
     return best, captured, list(zip(schedules, seconds, strict=True)) if len(plans) > 1 else []
@@ -101,13 +102,17 @@ def _tried(
     record, budget = runtime.record, Budget(time.perf_counter() + runtime.options.search_seconds)
     with _apart(runtime, graph, memory) as apart:
         with record.stage("profile"), annotate.stage(runtime.options.annotate, runtime.name, "profile"):
+            kernels, static_bytes = allocations(graph, memory.needed), arguments.static_bytes()
             chain = _chain(runtime, graph)
+            probed = with_pool(chain, kernels)  # it is captured first, and reserves for both
             profile, chained = profile_on_cuda(
-                graph, lambda probe: capture_plan(runtime.program, chain, arguments, apart, probe)
+                graph,
+                lambda probe: capture_plan(
+                    runtime.program, chain if probe is None else probed, arguments, apart, probe
+                ),
             )
         try:
             with record.stage("schedule"):
-                kernels, static_bytes = allocations(graph, memory.needed), arguments.static_bytes()
                 schedules = runtime.schedules(graph, profile, near, kernels, static_bytes + chain.memory.arena_bytes)
             with record.stage("plan"):
                 heat, *others = affordable(
@@ -118,6 +123,7 @@ def _tried(
                     runtime.options.extra_memory << 20,
                     lambda found, looked: (found < LEAST and looked < MOST_LOOKED_AT) or not budget.over(),
                 )
+                heat[0] = replace(heat[0], segments={})  # `probed` has reserved them
             if len(heat) == 1 and not others:
                 return heat, [0.0], 1
             seconds = race(runtime, heat, arguments, apart, budget, (chain, chained))
@@ -141,7 +147,7 @@ def _tried(
 def _apart(runtime: Runtime, graph: KernelGraph, memory: Memory) -> Iterator[Memory]:
     """Memory for graphs that are all given up in the block; behind it the device has it back."""
     try:
-        yield replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True, fresh=False)
+        yield replace(memory, pool=torch.cuda.graph_pool_handle(), candidates=True, reserves=True)
     finally:
         give_up_workspaces(private_streams(torch.device(graph.device), runtime.options.streams))
         give_back_unused()

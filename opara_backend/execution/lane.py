@@ -275,8 +275,8 @@ class CudaLane:
         # What the first run left, and pools of graphs that are gone, are of no use to anyone but through the device.
         cuda_graph.give_back_unused()
         decided_as = self.runtime.shape_of(key)
-        decided, fresh = self._decided.get(decided_as), not len(self._captures)
-        memory = Memory(self._memory_pool(), self._shared, needed, fresh=fresh)
+        decided, reserves = self._decided.get(decided_as), not len(self._captures)
+        memory = Memory(self._memory_pool(), self._shared, needed, reserves=reserves)
         with state_kept(arguments.written_static(program, graph), graph):
             # Where the shape is known there is nothing to find out: the same kernels, read from other addresses.
             kept = capture_again(self.runtime, decided, arguments, memory) if decided is not None else None

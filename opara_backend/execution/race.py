@@ -37,14 +37,15 @@ class Memory:
     """Where graphs that never run at once may work: what kernels allocate comes from `pool`, arenas from `supply`.
 
     needed: what libraries take of `pool`, by the first run of the graph. candidates: they are given up
-    together, so library workspaces in `pool` serve them all. fresh: nothing has been captured into `pool` before.
+    together, so library workspaces in `pool` serve them all. reserves: what a plan says is reserved in one piece
+    is; not where graphs of other shapes are in `pool`, which may have left as much.
     """
 
     pool: Any
     supply: Supply
     needed: Workspaces = NONE
     candidates: bool = False
-    fresh: bool = False
+    reserves: bool = True
 
 
 @dataclass
@@ -118,7 +119,7 @@ def capture_plan(
 ) -> CapturedGraph:
     """`plan` captured on private streams; see `cuda_graph.capture`."""
     streams = private_streams(torch.device(plan.graph.device), max(1, plan.schedule.streams))
-    if not memory.fresh:  # what others have left there may do
+    if not memory.reserves:
         plan = replace(plan, segments={})
     stay = memory.candidates
     made = capture(program, plan, arguments.values, streams, memory.pool, memory.supply, probe, workspaces_stay=stay)

@@ -115,21 +115,28 @@ class Allocations:
     ) -> tuple[dict[int, int], dict[int, int]]:
         """`reserved` and `segments`."""
         alone = {s: pool.reserved for s, pool in self.captured(schedule, releases, Pools()).of.items()}
-        wide = {s: Pool(nbytes) for s, nbytes in alone.items() if nbytes > one_segment(0)}
+        wide = {s: nbytes for s, nbytes in alone.items() if nbytes > one_segment(0)}
         if not wide:
             return alone, {}
-        found = self.captured(schedule, releases, Pools(wide))
+        found = self.captured(schedule, releases, Pools(), wide)
         sizes = {s: one_segment(found.of[s].peak) for s in wide if found.of[s].peak}
         # In a smaller segment what is left behind its last block may be the best fit, and another cut: hence once more.
-        tight = self.captured(schedule, releases, Pools({s: Pool(nbytes) for s, nbytes in sizes.items()}))
+        tight = self.captured(schedule, releases, Pools(), sizes)
         better = {s: nbytes for s, nbytes in sizes.items() if tight.of[s].reserved < alone[s]}
         return {s: tight.of[s].reserved if s in better else nbytes for s, nbytes in alone.items()}, better
 
-    def captured(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None, pools: Pools) -> Pools:
+    def captured(
+        self,
+        schedule: Schedule,
+        releases: Sequence[Sequence[str]] | None,
+        pools: Pools,
+        first: Mapping[int, int] = MappingProxyType({}),
+    ) -> Pools:
         """`pools` behind a capture of `schedule`, all of whose results are given up in the end.
 
         releases: results dropped before each launch, as a memory plan has them; by default each is behind its last
-        user, which is as soon as can be. O(kernels x blocks on a stream).
+        user, which is as soon as can be. first: by stream, bytes reserved in one piece before, on those that have
+        nothing of `pools`. O(kernels x blocks on a stream).
         """
         found = pools.copy()
         blocks: dict[str, tuple[Pool, Block]] = {}
@@ -147,7 +154,9 @@ class Allocations:
             if kernel in self._allocate:
                 stream = schedule.stream[kernel]
                 makes, transient = self.results.get(kernel, ()), self.transient.get(kernel, 0)
-                pool = found.of.setdefault(stream, Pool())
+                if stream not in found.of:
+                    found.of[stream] = Pool(first.get(stream, 0))
+                pool = found.of[stream]
                 for name, nbytes in makes:
                     blocks[name] = pool, pool.allocate(nbytes)
                 if kernel in self.products and stream not in found.products:

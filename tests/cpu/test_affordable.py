@@ -87,7 +87,7 @@ def test_candidates_share_what_they_take_stream_by_stream() -> None:
     other = with_waits(FOUR, (0, 0, 2, 0, 2, 1), range(6))
     alike = with_waits(FOUR, (0, 2, 0, 0, 2, 1), range(6))
     _, plan_of = planner(FOUR, PROFILE)
-    heats = affordable(plan_of, [row, first, other, same, alike], allocations(FOUR, NEEDED), 0, 20 * MIB)
+    heats = affordable(plan_of, [row, first, other, same, alike], allocations(FOUR, NEEDED), 0, 10 * MIB)
     assert [[one.schedule for one in heat] for heat in heats] == [[row, first, same], [other, alike]]
 
 
@@ -159,7 +159,7 @@ def test_neither_one_nor_all_together_exceed_what_is_allowed(
         for one in found:
             alone = kernels.reserved(one.schedule, one.memory.releases)
             assert one.reserved == segment_bytes(one.memory.arena_bytes) + sum(alone.values())
-            together = kernels.captured(one.schedule, one.memory.releases, together)
+            together = kernels.captured(one.schedule, one.memory.releases, together, one.segments)
         widest = max(one.memory.arena_bytes for one in found)
         assert widest <= largest
         assert found == [row] or segment_bytes(widest) + together.reserved <= most
@@ -203,7 +203,7 @@ def test_results_that_are_dropped_late_leave_less_for_others() -> None:
     apart = with_waits(graph, (0, 2, 1, 2, 0, 0, 1, 1, 2), range(9))
     _, plan_of = planner(graph, profile)
     schedules = [in_a_row(graph), apart]
-    ((row, one),) = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 16 * MIB)
+    row, one = itertools.chain(*affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 16 * MIB))
     assert one.reserved == (2 * 24 + 2) * MIB, "with the arena"
     assert one.reserved - row.reserved == 16 * MIB
     ((only,),) = affordable(plan_of, schedules, allocations(graph, Workspaces()), 0, 12 * MIB)

@@ -14,7 +14,6 @@ from opara_backend.scheduling.gathering import gathered
 from opara_backend.scheduling.policies import build
 from opara_backend.scheduling.schedule import Schedule, happens_before, verify, with_waits
 from opara_backend.scheduling.search import candidates
-from opara_backend.scheduling.segments import Pool
 from opara_backend.scheduling.workspaces import (
     NONE,
     Pools,
@@ -203,8 +202,7 @@ def test_what_is_reserved_in_one_piece_is_enough_and_less(problem: tuple[Schedul
     kernels = allocations(graph, needed)
     alone = {s: pool.reserved for s, pool in kernels.captured(schedule, None, Pools()).of.items()}
     segments, reserved = kernels.segments(schedule), kernels.reserved(schedule)
-    first = Pools({stream: Pool(nbytes) for stream, nbytes in segments.items()})
-    together = kernels.captured(schedule, None, first)
+    together = kernels.captured(schedule, None, Pools(), segments)
     assert {stream: pool.reserved for stream, pool in together.of.items()} == reserved
     assert reserved.keys() == alone.keys()
     for stream, nbytes in reserved.items():
