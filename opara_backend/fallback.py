@@ -16,6 +16,7 @@ import enum
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from opara_backend.kernel_graph import KernelGraph
 
@@ -122,6 +123,10 @@ class OparaFallbackError(RuntimeError):
     def __init__(self, fallback: Fallback) -> None:
         super().__init__(f"opara would fall back: {fallback}")
         self.fallback = fallback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is made again from its message, where this one takes a Fallback: workers send theirs home.
+        return type(self), (self.fallback,), self.__dict__
 
 
 def step_down(
