@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import opara_backend
 import opara_backend.report.explain as explaining
@@ -331,6 +332,82 @@ def test_what_calls_write_is_put_back(mode: Any, compiled: bool) -> None:
             assert torch.equal(buffer, held[name]), name
             assert id(buffer) == objects[name], name
     assert "other" not in model.state_dict()
+
+
+NAN = torch.tensor([torch.nan])
+UNUSUAL = {
+    "expanded, with NaN": lambda: torch.tensor([[1.0], [torch.nan]]).expand(2, 3),
+    "all one element": lambda: NAN.clone().expand(4, 2),
+    "windows that overlap": lambda: torch.tensor([1.0, torch.nan, 3.0, 4.0]).unfold(0, 2, 1),
+    "transposed": lambda: torch.arange(6.0).reshape(2, 3).t(),
+    "every other column": lambda: torch.arange(8.0).reshape(2, 4)[:, ::2],
+    "half complex": lambda: torch.tensor([1 + 2j, torch.nan], dtype=torch.complex32),
+    "double complex": lambda: torch.tensor([1 + 2j, torch.nan], dtype=torch.complex128).expand(2, 2),
+    "conjugated": lambda: torch.tensor([1 + 2j, 3 - 1j]).conj(),
+    "negative zero": lambda: torch.tensor([-0.0]),
+    "one byte": lambda: torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),
+    "a subclass": lambda: torch.tensor([[torch.nan]]).as_subclass(Named).expand(2, 2),
+    "a number": lambda: torch.tensor(torch.nan),
+    "empty": lambda: torch.empty(0, 3),
+}
+
+
+class Named(Tensor):
+    """A class that says more than torch's, and holds no more."""
+
+
+class Writes(nn.Module):
+    """Writes zeros over the memory behind its buffer and its input, where that is asked for."""
+
+    def __init__(self, held: Tensor, writes: bool) -> None:
+        super().__init__()
+        self.register_buffer("held", held)
+        self.writes = writes
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.writes:
+            zero(self.held, x)
+        return y + 1
+
+
+@torch._dynamo.disable
+def zero(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        memory(tensor).zero_()
+
+
+def memory(tensor: Tensor) -> Tensor:
+    """The bytes of all the memory that `tensor` lies in."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_tensors_that_cannot_be_compared_or_copied_to_are_put_back(name: str, writes: bool) -> None:
+    """Bit for bit, and only their own: what lies between their elements is another tensor's."""
+    held, x = UNUSUAL[name](), UNUSUAL[name]()
+    before, between = memory(x).clone(), name == "every other column"
+    versions = held._version, x._version
+    opara_backend.explain(Writes(held, writes), x, torch.ones(3))
+    for tensor in (held, x):
+        if writes and between:
+            assert memory(tensor).view(torch.float32).tolist() == [0, 0, 2, 0, 4, 0, 6, 0]
+        else:
+            assert torch.equal(memory(tensor), before)
+    if not writes:
+        assert (held._version, x._version) == versions, "written all the same"
+
+
+@pytest.mark.parametrize("given", ["two in one", "nested", "sparse"])
+def test_tensors_that_are_not_plain_are_no_error(given: str) -> None:
+    """Neither those that hold others, nor those that know no comparison."""
+    x = {
+        "two in one": lambda: TwoTensor(torch.zeros(3), torch.ones(3)),
+        "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        "sparse": lambda: torch.eye(4).to_sparse(),
+    }[given]()
+    assert opara_backend.explain(lambda x, y: y + 1, x, torch.ones(3)).graphs
 
 
 def test_and_put_back_where_explaining_fails(monkeypatch: pytest.MonkeyPatch) -> None:
