@@ -37,6 +37,33 @@ print(json.dumps([listed, early, right, [len(r.record.plans) for r in runtimes]]
     assert plans == [1]
 
 
+def test_threads_may_name_the_backend_at_once_behind_one_that_did(run_python: Run) -> None:
+    """As docs/serving.md says; without the first, torch's registry refuses most of them."""
+    found = run_python("""
+import json, sys, threading
+import torch
+
+first = torch.compile(torch.nn.Linear(4, 4), backend="opara")
+sys.setswitchinterval(1e-6)
+together, wrong = threading.Barrier(8), []
+
+def compile():
+    together.wait()
+    try:
+        torch.compile(torch.nn.Linear(4, 4), backend="opara")
+    except BaseException as error:
+        wrong.append(repr(error))
+
+threads = [threading.Thread(target=compile) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(json.dumps(wrong))
+""")
+    assert found == []
+
+
 def test_importing_has_no_side_effects(run_python: Run) -> None:
     """Measured after torch, which takes seconds by itself; half a second is generous for a slow machine."""
     found = run_python("""
