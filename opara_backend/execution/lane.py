@@ -19,7 +19,7 @@ import torch
 from opara_backend import upstream
 from opara_backend.execution import cuda_graph, host
 from opara_backend.execution.alternatives import Kept, capture_again, capture_fastest
-from opara_backend.execution.arguments import StaticArguments
+from opara_backend.execution.arguments import Layouts, StaticArguments
 from opara_backend.execution.captures import Captures
 from opara_backend.execution.cuda_graph import CapturedGraph
 from opara_backend.execution.first_run import (
@@ -117,6 +117,7 @@ class CudaLane:
         self._loans = None if runtime.options.copy_outputs else Loans()
         self._last_stream: torch.cuda.Stream | None = None
         self._last_key: Any = None  # of that stream
+        self._layouts: Layouts | None = None  # of static arguments, once they have been seen
         self._never = self._why_never()
         self._warm = False  # whether all kernels have run once
         self._process = os.getpid()
@@ -137,12 +138,14 @@ class CudaLane:
     def _called(self, key: Key, args: list[Any]) -> tuple[Any, ...]:
         """The outputs of one call, made on this lane's device."""
         if upstream.is_capturing():  # somebody else's capture takes the kernels one by one
+            self._check_layouts(args)
             return self._run_plainly(args)
         with self._lock:
             stream = self._follow_last_call()
             served = self._replayed(key, args, stream)
             if served is not None:
                 return served
+            self._check_layouts(args)
             self.runtime.refuse_again()
             self.runtime.record.other_calls += 1
             again, plain = self._seen_before(key), self._uncaptured.get(key)
@@ -183,6 +186,12 @@ class CudaLane:
         self.runtime.record.replays += 1
         outputs: tuple[Any, ...] = captured(args, stream)
         return outputs
+
+    def _check_layouts(self, args: Sequence[Any]) -> None:
+        """Refuse parameters that kernels would misread. Replays do not ask: theirs lie where they did."""
+        if self._layouts is None:
+            self._layouts = Layouts(self.runtime.program, args)
+        self._layouts.check(args)
 
     def _run_plainly(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return host.run_unplanned(self.runtime.program, args, self.runtime.lives)

@@ -108,7 +108,7 @@ class OparaWrapperCodegen(upstream.PythonWrapperCodegen):
         """Leave misaligned inputs to Inductor's check around the call; inside, it would be a hidden copy."""
 
     def codegen_input_size_asserts(self) -> None:
-        """None: Dynamo's guards have looked at them."""
+        """None: Dynamo's guards have looked at them, and where a user leaves those out, `arguments.Layouts` does."""
 
     def add_benchmark_harness(self, output: Any) -> None:
         """None: the harness calls a plain function `call`, which this module has not."""

@@ -201,7 +201,13 @@ def on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lane, "cublas_workspace_bytes", lambda device: 0)
 
 
-def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (), **options: object) -> CudaLane:
+def a_running_lane(
+    graph: KernelGraph | None = None,
+    inputs: tuple[str, ...] = (),
+    static: tuple[int, ...] = (),
+    dynamic: tuple[int, ...] = (),
+    **options: object,
+) -> CudaLane:
     """One whose program has two kernels that do nothing."""
     graph = graph or replace(graph_with_edges(2, [(0, 1)]), device="cuda:0")
 
@@ -211,7 +217,7 @@ def a_running_lane(graph: KernelGraph | None = None, inputs: tuple[str, ...] = (
         yield
         return (torch.ones(1),)
 
-    program = Program(run, graph.to_json(), inputs=inputs)  # type: ignore[arg-type]
+    program = Program(run, graph.to_json(), inputs, static, dynamic)  # type: ignore[arg-type]
     return CudaLane(Runtime(program, graph, Options(**options)))  # type: ignore[arg-type]
 
 
@@ -370,6 +376,64 @@ def test_a_graph_that_is_given_up_ends_its_own_loans_alone(monkeypatch: pytest.M
     assert (lender.taken_back(old), lender.taken_back(lent)) == (True, False)
     serving([], None)
     assert lender.taken_back(lent)
+
+
+def stored(*size: int, stride: tuple[int, ...] | None = None, **how: Any) -> torch.Tensor:
+    return torch.empty_strided(size, stride, **how).zero_() if stride else torch.zeros(size, **how)
+
+
+MOVED = {
+    "transposed": (lambda: stored(4, 6, stride=(1, 4)), r"torch.float32 of size \(4, 6\) and strides \(1, 4\) on cpu"),
+    "another type": (lambda: stored(4, 6, dtype=torch.half), r"torch.float16 of size \(4, 6\)"),
+    "another size": (lambda: stored(4, 5), r"size \(4, 5\) and strides \(5, 1\)"),
+    "elsewhere": (lambda: stored(4, 6, device="meta"), "on meta"),
+}
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+@pytest.mark.parametrize("capturing", [False, True], ids=["", "while somebody captures"])
+@pytest.mark.parametrize("how", MOVED)
+def test_parameters_that_kernels_would_misread_are_refused(
+    monkeypatch: pytest.MonkeyPatch, how: str, capturing: bool
+) -> None:
+    """Dynamo's guards do that, unless the user leaves them out."""
+    here = a_running_lane(inputs=("x", "weight", "bias"), static=(1, 2), cuda_graph=False)
+    x, weight, bias = stored(3), stored(4, 6), stored(6)
+    make, found = MOVED[how]
+    here((), [x, weight, bias])
+    here((), [stored(3), stored(4, 6), bias])  # elsewhere, and the same
+    monkeypatch.setattr(upstream, "is_capturing", lambda: capturing)
+    message = (
+        rf"input 1 \(weight\).*: found .*{found}.*; accepted is torch.float32 of size \(4, 6\) and strides \(6, 1\) "
+    )
+    for _ in range(2):  # not only once
+        with pytest.raises(RuntimeError, match=message + r"on cpu\. .*torch\._dynamo\.reset\(\)"):
+            here((), [x, make(), bias])
+    with pytest.raises(RuntimeError, match="and 1 more like it"):
+        here((), [x, make(), stored(7)])
+    here((), [x, weight, bias])
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_parameters_may_differ_in_what_no_kernel_reads() -> None:
+    """Strides of one element, or of none; and what Dynamo left open."""
+    here = a_running_lane(inputs=("row", "none", "open", "input"), static=(0, 1, 2), dynamic=(2,), cuda_graph=False)
+    here((), [stored(1, 6), stored(0, 6), stored(4, 6), stored(4, 6)])
+    one, none = stored(1, 6, stride=(99, 1)), stored(0, 6, stride=(1, 7))
+    here((), [one, none, stored(5, 7), stored(4, 6, dtype=torch.half)])
+
+
+@pytest.mark.usefixtures("on_no_gpu")
+def test_a_graph_whose_parameter_lies_otherwise_elsewhere_is_not_captured_again() -> None:
+    runtime, args = served(3)
+    with torch.no_grad():
+        runtime._cuda._check_layouts(list(args))  # as the call did behind which the graph was captured
+        runtime(list(args))
+        with pytest.raises(RuntimeError, match=r"strides \(2,\)"):
+            runtime([stored(4, stride=(2,)), *args[1:]])
+        runtime(list(args))
+    assert (runtime.record.replays, runtime.record.other_calls) == (2, 0)
+    runtime._cuda.release()
 
 
 @pytest.mark.usefixtures("on_no_gpu")
