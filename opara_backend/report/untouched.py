@@ -3,7 +3,7 @@
 Takes: a module, if there is one, and arguments. Gives: a context behind which buffers, and tensors among the arguments,
 hold what they held, to the bit. Must not change: anything else; what no call wrote is not written. Parameters are left,
 which inference does not write and which would take as much memory again, and so are other attributes of Python objects.
-Tensors that are not plain (sparse, nested, on the meta device) are left as well.
+Tensors that are not plain (sparse, nested, on the meta device) or empty are left as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def untouched(owner: torch.nn.Module | None, given: Any) -> Iterator[None]:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_nested
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+        return False
+    return tensor.numel() > 0  # what holds nothing cannot always be compared either
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -58,7 +60,7 @@ def _content(tensor: torch.Tensor) -> torch.Tensor:
     Floating-point numbers cannot be compared, as NaN is not itself and -0.0 is 0.0; some types know no comparison; and
     elements that share memory cannot be copied to. A class that holds its content elsewhere has to do all this itself.
     """
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ or not tensor.numel():
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         return tensor
     bits = _BITS[min(tensor.itemsize, 8)]
     units = tensor.itemsize // bits.itemsize

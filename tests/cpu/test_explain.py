@@ -349,6 +349,7 @@ UNUSUAL = {
     "a subclass": lambda: torch.tensor([[torch.nan]]).as_subclass(Named).expand(2, 2),
     "a number": lambda: torch.tensor(torch.nan),
     "empty": lambda: torch.empty(0, 3),
+    "empty and half complex": lambda: torch.empty(0, 3, dtype=torch.complex32),
 }
 
 
