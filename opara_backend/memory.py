@@ -44,6 +44,11 @@ class MemoryPlan:
     arena_bytes: int
     releases: tuple[tuple[str, ...], ...]
 
+    @functools.cached_property
+    def offsets(self) -> Mapping[str, int]:
+        """Where each buffer that has a place begins, in bytes."""
+        return {p.buffer: p.offset for p in self.placements}
+
     @property
     def requested_bytes(self) -> int:
         """What the planned buffers would take without sharing."""

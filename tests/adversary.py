@@ -1,6 +1,6 @@
 """Runs a planned program in any order its schedule allows, and spoils memory the moment the plan calls it free.
 
-Takes: what `execution.host.InOrder` takes, and a choice of interleaving. Gives: the program's outputs.
+Takes: what `execution.in_order.InOrder` takes, and a choice of interleaving. Gives: the program's outputs.
 Must not change: anything else. On a GPU the streams race; here the race is played out kernel by kernel, so that a
 missing wait, or two buffers that share bytes wrongly, becomes a wrong result on a CPU.
 """

@@ -1,6 +1,6 @@
-"""Runs a program in order: on the CPU, or on a CUDA device without capture.
+"""Runs a program in program order; and what every way of running one needs: a Plan, an Arena.
 
-Takes: a Program and arguments; with a `Plan`, its launch order and its memory. Gives: the outputs.
+Takes: a Program and arguments. Gives: the outputs, and what the run showed.
 Must not change: anything but what the program itself writes. State per call only, so threads may run side by side.
 """
 
@@ -78,7 +78,7 @@ class Arena:
     def __init__(self, plan: MemoryPlan, device: str, supply: Supply | None = None) -> None:
         make = supply or (lambda nbytes: torch.empty(nbytes, dtype=torch.uint8, device=device))
         self.bytes = make(plan.arena_bytes) if plan.arena_bytes else None
-        self._offset = {p.buffer: p.offset for p in plan.placements}
+        self._offset = plan.offsets
 
     @property
     def nbytes(self) -> int:
@@ -203,30 +203,3 @@ def observe(
 def run_unplanned(program: Program, args: Sequence[Any], lives: Lifetimes | None = None) -> tuple[Any, ...]:
     """Run in program order with memory from the allocator: what works for every program."""
     return observe(program, args, lives).outputs
-
-
-class InOrder:
-    """A planned program, run kernel by kernel in launch order on the current stream or the CPU."""
-
-    def __init__(self, program: Program, plan: Plan) -> None:
-        self.program, self.plan = program, plan
-        self._device = plan.graph.device
-        # Arenas are lent to calls and come back; appending and popping a list is atomic, so no lock is needed. On
-        # CUDA the allocator does the same, and orders reuse by stream, which a list could not.
-        self._idle: list[Arena] = []
-
-    def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
-        try:
-            arena = self._idle.pop()
-        except IndexError:
-            arena = Arena(self.plan.memory, self._device)
-        activation = Activation(self.program, args, arena)
-        activation.advance()
-        for kernel, finished in zip(self.plan.schedule.order, self.plan.memory.releases, strict=True):
-            for name in finished:
-                activation.release[name]()
-            activation.tasks[kernel]()
-        activation.advance()
-        if self._device == "cpu":
-            self._idle.append(arena)
-        return activation.outputs

@@ -29,9 +29,11 @@ from opara_backend.execution.first_run import (
     observe_metered,
     workspaces,
 )
-from opara_backend.execution.host import InOrder, Plan, SharedMemory
+from opara_backend.execution.host import Plan, SharedMemory
+from opara_backend.execution.in_order import InOrder
 from opara_backend.execution.outputs import Loans, OutputSpec
 from opara_backend.execution.race import Memory
+from opara_backend.execution.sightings import Sightings
 from opara_backend.execution.state import state_kept
 from opara_backend.fallback import FallbackReason, OparaFallbackError, why_host
 from opara_backend.kernel_graph import KernelGraph
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
 Key = tuple[Any, ...]
 
-SIGHTINGS_KEPT = 1024  # shapes remembered while waiting for their second call
 DECISIONS_KEPT = 256  # plans remembered of shapes that were captured once
 
 
@@ -111,7 +112,7 @@ class CudaLane:
         self._captures = Captures(runtime.options.max_captures, runtime.record.forget)
         self._decided: OrderedDict[Key, tuple[Runtime, Plan]] = OrderedDict()  # for the same shape at other addresses
         self._uncaptured: dict[Key, Callable[[Sequence[Any]], tuple[Any, ...]]] = {}
-        self._sightings: OrderedDict[Key, int] = OrderedDict()
+        self._seen_before = Sightings()
         self._pool: Any = None
         self._shared = SharedMemory(self.device)  # replays of one lane never overlap, so neither need their arenas
         self._loans = None if runtime.options.copy_outputs else Loans()
@@ -195,17 +196,6 @@ class CudaLane:
 
     def _run_plainly(self, args: Sequence[Any]) -> tuple[Any, ...]:
         return host.run_unplanned(self.runtime.program, args, self.runtime.lives)
-
-    def _seen_before(self, key: Key) -> bool:
-        """True for the shape of a static graph, and for a dynamic shape from its second call on; counts this one.
-
-        A shape seen once may never come back, and a capture costs as much as hundreds of calls.
-        """
-        seen = self._sightings.pop(key, 0) + 1
-        self._sightings[key] = seen
-        if len(self._sightings) > SIGHTINGS_KEPT:
-            self._sightings.popitem(last=False)
-        return key == () or seen > 1
 
     def _may_capture(self) -> bool:
         """False where captures are impossible, or do not pay for themselves: shapes that have no graph then stay

@@ -11,11 +11,9 @@ of one graph share an arena's lifetime and the same static inputs, and never run
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +21,10 @@ import torch
 
 from opara_backend import fallback, upstream
 from opara_backend.execution import host
-from opara_backend.execution.host import InOrder, Plan
+from opara_backend.execution.host import Plan
+from opara_backend.execution.in_order import InOrder, Spare
 from opara_backend.execution.program import Program
+from opara_backend.execution.sightings import Sightings
 from opara_backend.fallback import Fallback, FallbackReason
 from opara_backend.kernel_graph import KernelGraph
 from opara_backend.memory import MemoryPlanError, lifetimes, plan_memory, verify_memory
@@ -41,6 +41,10 @@ log = logging.getLogger(__name__)
 
 Executable = Callable[[Sequence[Any]], tuple[Any, ...]]
 
+# Shapes planned on the CPU. Any other runs as well, a tenth slower; to give one up for it, and it for that one again,
+# would plan at every call.
+PLANS_KEPT = 256
+
 
 class Runtime:
     """The callable of one compiled graph. `record` is what reports read."""
@@ -53,7 +57,8 @@ class Runtime:
         self.record = GraphRecord(graph, options, program.rewrites, compile_id=compile_id)
         self.record.lowered()
         self._lock = threading.Lock()
-        self._executables: OrderedDict[tuple[Any, ...], Executable] = OrderedDict()
+        self._executables: dict[tuple[Any, ...], Executable] = {}
+        self._seen_before, self._spare = Sightings(), Spare()
         self._scalars: tuple[int, ...] | None = None
         self._has_shapes = True  # whether calls can differ in shape; known from the first one on
         self._refused: Fallback | None = None
@@ -77,11 +82,11 @@ class Runtime:
                 return host.run_unplanned(self.program, given, self.lives)
             key = self._key(given) if self._has_shapes else ()
             found = self._executables.get(key)
-            if found is None:
-                return self._first_call(key, given)
-            with contextlib.suppress(KeyError):  # another thread may just have displaced it
-                self._executables.move_to_end(key)
-            return found(given)
+            if found is not None:
+                return found(given)
+            with self._lock:
+                worth = len(self._executables) < PLANS_KEPT and self._seen_before(key)
+            return self._first_call(key, given) if worth else host.run_unplanned(self.program, given, self.lives)
         if self._cuda is None:
             from opara_backend.execution.lane import CudaLane
 
@@ -116,10 +121,8 @@ class Runtime:
                 self.plannable = False
                 self.step_down(FallbackReason.INVALID_SCHEDULE, str(error), error)
                 return seen.outputs
-            self._executables[key] = InOrder(self.program, plan)
+            self._executables[key] = InOrder(self.program, plan, self._spare)
             self.record.planned(key, plan, captured=False)
-            if len(self._executables) > self.options.max_captures:
-                self.record.forget(self._executables.popitem(last=False)[0])
         return seen.outputs
 
     def schedules(

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from bench import models
 from opara_backend.execution import runtime
-from opara_backend.execution.host import InOrder, Plan, run_unplanned
+from opara_backend.execution.host import Plan, run_unplanned
+from opara_backend.execution.in_order import InOrder, Spare
 from opara_backend.execution.program import Program
 from opara_backend.memory import plan_memory, verify_memory
 from opara_backend.scheduling.policies import build, policy_names
@@ -72,8 +73,8 @@ def lower(module: nn.Module, inputs: Sequence[Tensor], monkeypatch: pytest.Monke
     seen: list[Sequence[Any]] = []
 
     class Spy(InOrder):
-        def __init__(self, program: Program, plan: Plan) -> None:
-            super().__init__(program, plan)
+        def __init__(self, program: Program, plan: Plan, spare: Spare) -> None:
+            super().__init__(program, plan, spare)
             made.append((program, plan))
 
         def __call__(self, args: Sequence[Any]) -> tuple[Any, ...]:
