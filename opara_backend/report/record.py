@@ -34,9 +34,10 @@ class Stages:
     """Seconds of wall time spent on one graph, all its shapes together.
 
     compile: AOTAutograd and Inductor with our lowering inside (Dynamo's tracing comes before it and is not ours).
-    lowering: rewriting Inductor's wrapper, 0 if it came from a cache. first_run: the first call of each shape, in
-    program order. profile: timing every kernel. schedule: making the candidates. plan: placing buffers and checking
-    schedules. capture: CUDA Graphs of the candidates. search: timing them against each other.
+    lowering: rewriting Inductor's wrapper, 0 if it came from a cache. first_run: calls in program order that shapes
+    were planned from, and on CUDA the very first one, which tunes kernels. profile: timing every kernel. schedule:
+    making the candidates. plan: placing buffers and checking schedules. capture: CUDA Graphs of the candidates.
+    search: timing them against each other.
     """
 
     compile: float = 0.0

@@ -93,7 +93,8 @@ def test_other_convolutions_stay(case: str, agree: Agree) -> None:
 
 def test_small_patches_and_unknown_sizes_stay(agree: Agree, monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = Followed(nn.Conv2d, kernel_size=2, stride=2), torch.randn(3, 5, 4, 8, 8)
-    assert convolutions(agree(model, lambda call: (images[call, : 2 + call],), options=ON, dynamic=True)) == 1
+    sized = [images[n, : 2 + n] for n in range(3)]
+    assert convolutions(agree(model, lambda call: (sized[call % 3],), calls=6, options=ON, dynamic=True)) == 1
     monkeypatch.setattr(patches, "SUMMED", 128)
     torch._dynamo.reset()
     assert convolutions(agree(model, lambda call: (images[call],), options=ON)) == 1
