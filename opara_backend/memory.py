@@ -60,12 +60,12 @@ class Lifetimes:
     """Per kernel in program order, the buffers it is the first to touch, and those it is the last to touch.
 
     Only buffers that come and go are listed: no inputs, constants, outputs, nor what no kernel touches.
-    lent: of these, those that a custom operator touches, which may keep them.
+    lent: per kernel, those of these that a custom operator is given, which may keep them.
     """
 
     begin: tuple[tuple[str, ...], ...]
     end: tuple[tuple[str, ...], ...]
-    lent: frozenset[str] = frozenset()
+    lent: tuple[tuple[str, ...], ...]
 
     @functools.cached_property
     def buffers(self) -> frozenset[str]:
@@ -77,7 +77,7 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
     """When each buffer is needed if kernels run in program order; sizes need not be known."""
     begin: list[list[str]] = [[] for _ in graph.kernels]
     end: list[list[str]] = [[] for _ in graph.kernels]
-    lent: set[str] = set()
+    lent: list[list[str]] = [[] for _ in graph.kernels]
     accesses, kept = accesses_of(graph), with_wholes(graph, graph.outputs)
     custom = accesses.get(HIDDEN_STATE, 0)
     for buffer in graph.buffers:
@@ -85,9 +85,9 @@ def lifetimes(graph: KernelGraph) -> Lifetimes:
         if buffer.kind == "intermediate" and buffer.part_of is None and buffer.name not in kept and touched:
             begin[next(members(touched))].append(buffer.name)
             end[touched.bit_length() - 1].append(buffer.name)
-            if touched & custom:
-                lent.add(buffer.name)
-    return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)), frozenset(lent))
+            for kernel in members(touched & custom):
+                lent[kernel].append(buffer.name)
+    return Lifetimes(tuple(map(tuple, begin)), tuple(map(tuple, end)), tuple(map(tuple, lent)))
 
 
 def plan_memory(

@@ -37,8 +37,8 @@ Heats = list[list[Plan]]
 
 def with_pool(plan: Plan, kernels: Allocations) -> Plan:
     """`plan`, saying what its `kernels` take of the allocator's memory."""
-    asked = plan.schedule, plan.memory.releases
-    return replace(plan, pool=kernels.reserved(*asked), segments=kernels.segments(*asked))
+    reserved, segments = kernels.packed(plan.schedule, plan.memory.releases)
+    return replace(plan, pool=reserved, segments=segments)
 
 
 @dataclass

@@ -6,6 +6,7 @@ Must not change: anything but what the program itself writes. State per call onl
 
 from __future__ import annotations
 
+import operator
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -135,6 +136,9 @@ class _OnDemand:
     def __init__(self, lives: Lifetimes | None) -> None:
         self.lives = lives
         self._storages: dict[str, tuple[torch.UntypedStorage, int]] = {}
+        self._lent = frozenset(name for names in lives.lent for name in names) if lives is not None else frozenset()
+        self._tensors: dict[str, torch.Tensor] = {}  # of those
+        self._references: dict[str, tuple[int, ...]] = {}
         self.nbytes: dict[str, int | None] = {}
 
     def __call__(
@@ -146,6 +150,8 @@ class _OnDemand:
             storage = tensor.untyped_storage()
             self._storages[name] = storage, storage.nbytes()
             storage.resize_(0)
+            if name in self._lent:
+                self._tensors[name] = tensor
         return tensor
 
     def before(self, kernel: int) -> None:
@@ -155,19 +161,41 @@ class _OnDemand:
                 if name in self._storages:
                     storage, nbytes = self._storages[name]
                     storage.resize_(nbytes)
+            self._references = self._count(kernel)
 
     def behind(self, kernel: int, release: Mapping[str, Callable[[], None]]) -> None:
-        """Give back the buffers that `kernel` is the last to touch."""
-        if self.lives is not None:
-            for name in self.lives.end[kernel]:
-                storage, _ = self._storages.pop(name, (None, 0))
-                lent = name in self.lives.lent
-                if name in release and (lent or storage is None):
-                    release[name]()
-                if storage is not None and lent and upstream.holders(storage) > 1:
-                    self.nbytes[name] = None
-                elif storage is not None:
-                    storage.resize_(0)
+        """Give back the buffers that `kernel` is the last to touch.
+
+        But for those that a custom operator has kept: when it returned somebody new referred to them, who may let go
+        before the end, or when the program has let go of them, with all its views, somebody still does.
+        """
+        if self.lives is None:
+            return
+        for name, now in self._count(kernel).items():
+            if any(map(operator.gt, now, self._references[name])):
+                self._kept(name)
+        for name in self.lives.end[kernel]:
+            storage, _ = self._storages.get(name, (None, 0))
+            if name in release and (storage is None or name in self._lent):
+                release[name]()
+            self._tensors.pop(name, None)
+            if storage is not None and name in self._lent and upstream.holders(storage) > 1:
+                self._kept(name)
+            elif storage is not None:
+                storage.resize_(0)
+                del self._storages[name]
+
+    def _count(self, kernel: int) -> dict[str, tuple[int, ...]]:
+        """How often those buffers are referred to that `kernel` is given and may keep, as far as none has yet."""
+        lent = self.lives.lent[kernel] if self.lives is not None else ()
+        still = [name for name in lent if name in self._tensors]
+        return {name: upstream.references(self._tensors[name], self._storages[name][0]) for name in still}
+
+    def _kept(self, name: str) -> None:
+        """Leave a buffer to whoever has it."""
+        self.nbytes[name] = None
+        del self._storages[name]
+        self._tensors.pop(name, None)
 
 
 def observe(

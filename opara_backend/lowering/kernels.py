@@ -29,8 +29,8 @@ COLLECTIVES = ("torch.ops._c10d_functional", "torch.ops.c10d", "torch.ops.symm_m
 # Namespaces of torch's own operators and of ours: what these share is a tensor, a generator, or a registered effect.
 # Others may share a workspace, a counter, a print-out.
 _KNOWN = re.compile(
-    r"torch\.ops\.(aten|prims?|rngprims|inductor|mkldnn|mkldnn_prepacked|onednn|quantized|_quantized|quantized_decomposed"
-    r"|higher_order|torchvision|opara_backend)\."
+    r"torch\.ops\.(aten|prims?|rngprims|inductor|inductor_prims|mkl|mkldnn|mkldnn_prepacked|onednn|quantized|_quantized"
+    r"|quantized_decomposed|sparse|streams|profiler|higher_order|torchvision|opara_backend)\."
 )
 
 
@@ -38,8 +38,9 @@ _KNOWN = re.compile(
 class Call:
     """A launch, in terms of Python names of the wrapper.
 
-    random: it may advance the generator of its device. effect: it does something on the host that must keep its order.
-    custom: nobody here knows what it shares with others of its kind beside the tensors it is given.
+    random: it advances the generator of its device. effect: it does something on the host that must keep its order.
+    custom: nobody here knows what it shares with others of its kind beside the tensors it is given; it may draw random
+    numbers without saying so.
     """
 
     kind: KernelKind
@@ -111,7 +112,7 @@ def extern_call(node: Any, statement: Statement) -> Call:
     if not statement.stores and not changed:
         changed = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
     effect = statement.callee.startswith(COLLECTIVES) or upstream.has_ordered_effect(getattr(node, "op_overload", None))
-    random = custom or draws_random_numbers(node)
+    random = draws_random_numbers(node)
     return Call("extern", statement.callee, reads, tuple(changed), tuple(aliases), random, effect, custom)
 
 

@@ -306,7 +306,10 @@ class ProgramWriter:
         host = self.device != "cpu" and bool((devices | {launch.device}) - {self.device})
         call = launch.call
         state = (HIDDEN_STATE,) * call.custom + (RANDOM_STATE,) * call.random + (EFFECTS,) * call.effect
-        reads, writes = (*reads, *state), (*writes, *state)
+        writes = (*writes, *state)
+        if call.custom and not call.random:  # it may: so none that does changes places with it
+            state = (*state, RANDOM_STATE)
+        reads = (*reads, *state)
         return Kernel(
             name=f"k{index}",
             kind=launch.call.kind,

@@ -60,7 +60,7 @@ def subgraph_call(node: Any, statement: Statement) -> Call:
     reads, writes = (tuple(n for n in names if n != arguments) for names in (call.reads, call.writes))
     called = [operation for operation in _operations(node) if is_a(operation, ("ExternKernel",))]
     custom = any(is_custom(getattr(operation, "python_kernel_name", None) or "") for operation in called)
-    random = custom or any(map(draws_random_numbers, called))
+    random = any(map(draws_random_numbers, called))
     return replace(call, callee=_graph(node).name, reads=reads, writes=writes, random=random, custom=custom)
 
 

@@ -102,18 +102,15 @@ class Allocations:
         return {kernel: largest(kernel) for kernel in sorted(self.libraries)}
 
     def reserved(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
-        """Bytes reserved on each stream when `schedule` is captured alone, its `segments` before all else."""
-        return self._packed(schedule, releases)[0]
+        """Bytes reserved on each stream when `schedule` is captured alone; see `packed`."""
+        return self.packed(schedule, releases)[0]
 
-    def segments(self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None) -> dict[int, int]:
-        """By stream, bytes to reserve in one piece before `schedule` is captured alone, where that takes less than the
-        segments that the allocator would reserve one by one, each for what does not fit into those before."""
-        return self._packed(schedule, releases)[1]
-
-    def _packed(
-        self, schedule: Schedule, releases: Sequence[Sequence[str]] | None
+    def packed(
+        self, schedule: Schedule, releases: Sequence[Sequence[str]] | None = None
     ) -> tuple[dict[int, int], dict[int, int]]:
-        """`reserved` and `segments`."""
+        """Bytes reserved on each stream when `schedule` is captured alone, and of these, by stream, bytes to reserve in
+        one piece before: where that takes less than the segments that the allocator would reserve one by one, each for
+        what does not fit into those before."""
         alone = {s: pool.reserved for s, pool in self.captured(schedule, releases, Pools()).of.items()}
         wide = {s: nbytes for s, nbytes in alone.items() if nbytes > one_segment(0)}
         if not wide:

@@ -31,6 +31,7 @@ from opara_backend.upstream.cuda import (
     is_capturing,
     is_cudnn_convolution,
     occupy,
+    references,
     same_addresses,
     storage_over,
 )
@@ -130,6 +131,7 @@ __all__ = [
     "ops",
     "own_output_strides",
     "prefers_channels_last",
+    "references",
     "same_addresses",
     "storage_over",
     "trace_artifact",

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -103,12 +104,21 @@ def occupy(seconds: float) -> None:
 
 
 def holders(storage: torch.UntypedStorage) -> int:
-    """How many hold the memory of `storage`: tensors, views, other storages' objects.
+    """How many hold the memory of `storage`: tensors, views, the object itself.
 
-    Seen 2.11, 2.13. Without it an operator that keeps what it is given finds it overwritten, or gone.
+    Seen 2.11, 2.13. Without it an operator that keeps what it is given may find it overwritten, or gone.
     """
     count: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda address: 1)
     return count(storage._cdata)
+
+
+def references(tensor: torch.Tensor, storage: torch.UntypedStorage) -> tuple[int, ...]:
+    """How often `tensor` and its `storage` are referred to, from Python and from C++, and how many hold the memory.
+
+    Seen 2.11, 2.13. Without it: see `holders`.
+    """
+    used: Callable[[torch.Tensor], int] = getattr(torch.Tensor, "_use_count", lambda tensor: 1)
+    return sys.getrefcount(tensor), sys.getrefcount(storage), used(tensor), holders(storage)
 
 
 def storage_over(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:

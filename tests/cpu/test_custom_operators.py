@@ -87,6 +87,57 @@ def test_an_operator_returns_its_argument(define: Define, view: bool, monkeypatc
             torch.testing.assert_close(call(x), function(x))
 
 
+@pytest.mark.parametrize("order", ["program", "critical_path"])
+def test_an_operator_keeps_what_it_was_given_until_the_next(define: Define, order: str) -> None:
+    """It is gone before the last kernel that touches it in program order, which a schedule may run earlier."""
+    last: list[Tensor] = []
+
+    def mixed(x: Tensor) -> Tensor:
+        result = x * 0.5 + (last.pop() if last else 0)
+        last.append(x)
+        return result
+
+    mix = define("mix(Tensor x) -> Tensor", mixed)
+
+    def function(x: Tensor) -> Any:
+        y = (x @ x).sin()
+        a = mix(y)
+        b = mix((a + 1).tanh())
+        z = (y.t() @ y).sin()
+        for _ in range(6):
+            z = (z @ x).tanh()
+        return b, z
+
+    call = torch.compile(
+        function, backend="opara", fullgraph=True, options={"policy": "sequential", "launch_order": order}
+    )
+    with torch.no_grad():
+        for number in range(4):
+            x, found = normal(number, 16, 16), []
+            for run in (call, function):
+                last.clear()
+                found.append(run(x))
+            torch.testing.assert_close(*found)
+
+
+def test_an_operator_keeps_the_memory_alone(define: Define) -> None:
+    kept: list[tuple[torch.UntypedStorage, Tensor]] = []
+    keep = define("keep_memory(Tensor x) -> Tensor", lambda x: kept.append((x.untyped_storage(), x.clone())) or x + 0)
+
+    def function(x: Tensor) -> Tensor:
+        y = keep((x @ x)[:7].sin())
+        for _ in range(6):
+            x = (x @ x).tanh()
+        return y @ x
+
+    call = compiled(function)
+    with torch.no_grad():
+        for number in range(4):
+            call(normal(number, 16, 16))
+    for storage, value in kept:
+        torch.testing.assert_close(torch.empty(0).set_(storage).view(7, 16), value)
+
+
 def test_an_operator_keeps_a_slice_of_a_concatenation(define: Define) -> None:
     kept: list[Tensor] = []
     keep = define("keep_part(Tensor x) -> Tensor", lambda x: kept.append(x[:, 3:5]) or x.clone())
@@ -127,7 +178,7 @@ def test_what_an_operator_does_not_keep_is_planned(define: Define) -> None:
 
 
 def test_operators_keep_their_order(define: Define) -> None:
-    """They need nothing of each other; what they say, and the numbers they draw, come as in eager mode."""
+    """They need nothing of each other; what they say, and the numbers they draw, come in the program's order."""
     said: list[tuple[int, float]] = []
     say = define("say(Tensor x, int number) -> Tensor", lambda x, n: said.append((n, torch.rand(()).item())) or x + 0)
 

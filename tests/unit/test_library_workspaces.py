@@ -201,7 +201,8 @@ def test_what_is_reserved_in_one_piece_is_enough_and_less(problem: tuple[Schedul
     (graph, _, schedule), needed = problem
     kernels = allocations(graph, needed)
     alone = {s: pool.reserved for s, pool in kernels.captured(schedule, None, Pools()).of.items()}
-    segments, reserved = kernels.segments(schedule), kernels.reserved(schedule)
+    reserved, segments = kernels.packed(schedule)
+    assert kernels.reserved(schedule) == reserved
     together = kernels.captured(schedule, None, Pools(), segments)
     assert {stream: pool.reserved for stream, pool in together.of.items()} == reserved
     assert reserved.keys() == alone.keys()
