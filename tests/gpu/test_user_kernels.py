@@ -118,3 +118,39 @@ def test_calls_inside_a_graph_of_the_users_own() -> None:
 
 def _seeded(n: int) -> torch.Generator:
     return torch.Generator("cuda").manual_seed(n)
+
+
+def test_custom_operators_share_what_no_argument_shows() -> None:
+    """One writes a workspace that another reads, and keeps its argument until the other has read that, too."""
+    workspace, kept = torch.zeros(64, 64, device="cuda"), list[Tensor]()
+
+    @torch.library.custom_op("opara_gpu_tests::put", mutates_args=())
+    def put(x: Tensor) -> Tensor:
+        workspace.copy_(x)
+        kept.append(x)
+        return x * 2
+
+    @torch.library.custom_op("opara_gpu_tests::get", mutates_args=())
+    def get(x: Tensor) -> Tensor:
+        return x + workspace + kept.pop()
+
+    for operator in (put, get):
+        operator.register_fake(torch.empty_like)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        first = put(((x @ x).sin() @ x).cos())
+        second = get((x + 1).tanh())
+        third = put((x - 1).tanh())
+        fourth = get(((x @ x).cos() @ x).sin())
+        y = x
+        for _ in range(6):
+            y = (y @ x).tanh()
+        return first, second, third, fourth, y
+
+    with torch.no_grad(), collect() as records:
+        call = torch.compile(function, backend="opara", fullgraph=True, options={"remember": False})
+        for n in range(5):
+            x = torch.randn(64, 64, device="cuda", generator=_seeded(n)) / 8
+            torch.testing.assert_close(call(x), function(x), rtol=1e-3, atol=1e-3)
+    assert records[0].replays == 4
+    assert not records[0].fallbacks
