@@ -10,6 +10,7 @@ and large ones are never of one segment. A segment is never given back while its
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 GRAIN, SMALL, LARGE = 512, 1 << 20, 10 << 20
@@ -81,14 +82,12 @@ class Pool:
             return Block(0, Segment(True), False)
         rounded = -(-nbytes // GRAIN) * GRAIN
         small = rounded <= SMALL
-        fitting = (
-            (block.nbytes, number, place)
-            for number, segment in enumerate(self._segments)
-            if segment.small == small
-            for place, block in enumerate(segment.blocks)
-            if block.free and block.nbytes >= rounded
-        )
-        _, number, place = min(fitting, default=(0, -1, 0))
+        number, place, least = -1, 0, math.inf
+        for n, segment in enumerate(self._segments):
+            if segment.small == small:
+                for at, block in enumerate(segment.blocks):
+                    if block.free and rounded <= block.nbytes < least:
+                        number, place, least = n, at, block.nbytes
         if number < 0:
             self._segments.append(made := Segment(small))
             made.blocks.append(Block(segment_bytes(rounded), made))

@@ -12,7 +12,7 @@ a stream takes at most. cuBLAS keeps one workspace for each stream.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -58,6 +58,10 @@ class Pools:
     def copy(self) -> Pools:
         """Another that is the same from here on."""
         return Pools({stream: pool.copy() for stream, pool in self.of.items()}, {*self.products})
+
+
+_Step = tuple[str | int | None, int]
+"""What is allocated, a result by its name or the workspace of a kernel, and its bytes; 0 where it is freed."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +115,14 @@ class Allocations:
         """Bytes reserved on each stream when `schedule` is captured alone, and of these, by stream, bytes to reserve in
         one piece before: where that takes less than the segments that the allocator would reserve one by one, each for
         what does not fit into those before."""
-        alone = {s: pool.reserved for s, pool in self.captured(schedule, releases, Pools()).of.items()}
-        wide = {s: nbytes for s, nbytes in alone.items() if nbytes > one_segment(0)}
-        if not wide:
-            return alone, {}
-        found = self.captured(schedule, releases, Pools(), wide)
-        sizes = {s: one_segment(found.of[s].peak) for s in wide if found.of[s].peak}
-        # In a smaller segment what is left behind its last block may be the best fit, and another cut: hence once more.
-        tight = self.captured(schedule, releases, Pools(), sizes)
-        better = {s: nbytes for s, nbytes in sizes.items() if tight.of[s].reserved < alone[s]}
-        return {s: tight.of[s].reserved if s in better else nbytes for s, nbytes in alone.items()}, better
+        reserved, segments = {}, {}
+        for stream, steps in self._steps(schedule, releases, set()).items():
+            reserved[stream] = _taken(steps, Pool()).reserved
+            # In a smaller segment what is left behind its last block may be the best fit, and another cut: hence again.
+            peak = _taken(steps, Pool(reserved[stream])).peak if reserved[stream] > one_segment(0) else 0
+            if peak and (packed := _taken(steps, Pool(one_segment(peak))).reserved) < reserved[stream]:
+                reserved[stream], segments[stream] = packed, one_segment(peak)
+        return reserved, segments
 
     def captured(
         self,
@@ -136,37 +138,57 @@ class Allocations:
         nothing of `pools`. O(kernels x blocks on a stream).
         """
         found = pools.copy()
-        blocks: dict[str, tuple[Pool, Block]] = {}
+        for stream, steps in self._steps(schedule, releases, found.products).items():
+            found.of[stream] = _taken(steps, found.of.get(stream) or Pool(first.get(stream, 0)))
+        return found
+
+    def _steps(
+        self, schedule: Schedule, releases: Sequence[Sequence[str]] | None, products: set[int]
+    ) -> dict[int, list[_Step]]:
+        """By stream, what is allocated and freed there. products: streams with a workspace of cuBLAS's; others come
+        to them."""
+        found: dict[int, list[_Step]] = {}
+        held: dict[str, list[_Step]] = {}
         waiting = {name: len(users) for name, users in self.users.items()}
         touched = self._touched if releases is None else {}
 
         def free(name: str) -> None:
-            if name in blocks:
-                pool, block = blocks.pop(name)
-                pool.free(block)
+            if name in held:
+                held.pop(name).append((name, 0))
 
         for place, kernel in enumerate(schedule.order):
             for name in releases[place] if releases is not None else ():
                 free(name)
             if kernel in self._allocate:
                 stream = schedule.stream[kernel]
-                makes, transient = self.results.get(kernel, ()), self.transient.get(kernel, 0)
-                if stream not in found.of:
-                    found.of[stream] = Pool(first.get(stream, 0))
-                pool = found.of[stream]
-                for name, nbytes in makes:
-                    blocks[name] = pool, pool.allocate(nbytes)
-                if kernel in self.products and stream not in found.products:
-                    found.products.add(stream)
-                    pool.allocate(self.product)
-                pool.free(pool.allocate(transient))
+                steps, transient = found.setdefault(stream, []), self.transient.get(kernel, 0)
+                for name, nbytes in self.results.get(kernel, ()):
+                    if nbytes:
+                        steps.append((name, nbytes))
+                        held[name] = steps
+                if kernel in self.products and stream not in products:
+                    products.add(stream)
+                    steps.append((None, self.product))
+                if transient:
+                    steps += [(kernel, transient), (kernel, 0)]
             for name in touched.get(kernel, ()):
                 waiting[name] -= 1
                 if not waiting[name]:
                     free(name)
-        for name in [*blocks]:
+        for name in [*held]:
             free(name)
         return found
+
+
+def _taken(steps: Iterable[_Step], pool: Pool) -> Pool:
+    """`pool` behind them."""
+    blocks: dict[str | int | None, Block] = {}
+    for what, nbytes in steps:
+        if nbytes:
+            blocks[what] = pool.allocate(nbytes)
+        else:
+            pool.free(blocks.pop(what))
+    return pool
 
 
 def is_product(kernel: Kernel) -> bool:
