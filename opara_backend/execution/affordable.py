@@ -10,8 +10,8 @@ kernels that allocate on fewer streams.
 
 The plans of a heat are captured side by side, and share an arena and a memory pool: each is captured into what those
 before it have left there, segments cut for them and workspaces of cuBLAS's, and reserves more only on streams that none
-of them used. Plans of which each alone takes no more
-than it may, but all together do, are of different heats, one of which is given up before the next begins.
+of them used. Plans of which each alone takes no more than it may, but all together do, are of different heats, one of
+which is given up before the next begins.
 """
 
 from __future__ import annotations
