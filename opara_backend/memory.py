@@ -72,6 +72,11 @@ class Lifetimes:
         """All of them."""
         return frozenset(name for names in self.begin for name in names)
 
+    @functools.cached_property
+    def may_stay(self) -> frozenset[str]:
+        """All of `lent`."""
+        return frozenset(name for names in self.lent for name in names)
+
 
 def lifetimes(graph: KernelGraph) -> Lifetimes:
     """When each buffer is needed if kernels run in program order; sizes need not be known."""

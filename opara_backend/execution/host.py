@@ -136,8 +136,7 @@ class _OnDemand:
     def __init__(self, lives: Lifetimes | None) -> None:
         self.lives = lives
         self._storages: dict[str, tuple[torch.UntypedStorage, int]] = {}
-        self._lent = frozenset(name for names in lives.lent for name in names) if lives is not None else frozenset()
-        self._tensors: dict[str, torch.Tensor] = {}  # of those
+        self._tensors: dict[str, torch.Tensor] = {}  # of those that a custom operator may keep
         self._references: dict[str, tuple[int, ...]] = {}
         self.nbytes: dict[str, int | None] = {}
 
@@ -150,7 +149,7 @@ class _OnDemand:
             storage = tensor.untyped_storage()
             self._storages[name] = storage, storage.nbytes()
             storage.resize_(0)
-            if name in self._lent:
+            if name in self.lives.may_stay:
                 self._tensors[name] = tensor
         return tensor
 
@@ -176,10 +175,10 @@ class _OnDemand:
                 self._kept(name)
         for name in self.lives.end[kernel]:
             storage, _ = self._storages.get(name, (None, 0))
-            if name in release and (storage is None or name in self._lent):
+            if name in release and (storage is None or name in self.lives.may_stay):
                 release[name]()
             self._tensors.pop(name, None)
-            if storage is not None and name in self._lent and upstream.holders(storage) > 1:
+            if storage is not None and name in self.lives.may_stay and upstream.holders(storage) > 1:
                 self._kept(name)
             elif storage is not None:
                 storage.resize_(0)

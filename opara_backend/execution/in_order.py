@@ -20,8 +20,8 @@ from opara_backend.execution.program import Activation, Program
 class Spare:
     """One piece of memory on the CPU that is kept between calls, for the next of any shape.
 
-    An arena is one large block, and those the system's allocator maps anew each time, which plain Inductor's many small
-    ones are spared. More than one piece is not kept: what calls side by side need beyond it goes when they end. A piece
+    An arena is one large block, which the system's allocator may map anew each time, where it keeps plain Inductor's
+    many small ones. More than one piece is not kept: what calls side by side need beyond it goes when they end. A piece
     that is too small makes way for one that is not, so that soon it is as large as any shape needs.
     """
 

@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 Executable = Callable[[Sequence[Any]], tuple[Any, ...]]
 
-# Shapes planned on the CPU. Any other runs as well, a tenth slower; to give one up for it, and it for that one again,
+# Shapes planned on the CPU. Any other runs as well, in program order; to give one up for it, and it for that one again,
 # would plan at every call.
 PLANS_KEPT = 256
 

@@ -94,8 +94,8 @@ def extern_call(node: Any, statement: Statement) -> Call:
     """A call of an operator. `node`: the IR node behind it, or None where Inductor wrote plain text."""
     custom = is_custom(statement.callee)
     if node is None or not hasattr(node, "get_outputs"):
-        writes = statement.loads + statement.stores
-        return Call("extern", statement.callee, statement.loads, writes, random=True, custom=custom)
+        touched = statement.loads + statement.stores
+        return Call("extern", statement.callee, statement.loads, touched, random=True, custom=custom)
     outputs = list(node.get_outputs())
     mutated = dict.fromkeys(
         name for part in (node, *outputs) if hasattr(part, "get_mutation_names") for name in part.get_mutation_names()
@@ -108,12 +108,12 @@ def extern_call(node: Any, statement: Statement) -> Call:
     )
     own = {node.get_name(), *(o.get_name() for o in outputs)}
     reads = tuple(n for n in statement.loads if n not in own)
-    changed = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
-    if not statement.stores and not changed:
-        changed = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
+    writes = dict.fromkeys([*(n for n in statement.loads if n in own), *statement.stores, *mutated])
+    if not statement.stores and not writes:
+        writes = dict.fromkeys(statement.loads)  # an operator that returns nothing exists for what it changes
     effect = statement.callee.startswith(COLLECTIVES) or upstream.has_ordered_effect(getattr(node, "op_overload", None))
     random = draws_random_numbers(node)
-    return Call("extern", statement.callee, reads, tuple(changed), tuple(aliases), random, effect, custom)
+    return Call("extern", statement.callee, reads, tuple(writes), tuple(aliases), random, effect, custom)
 
 
 def is_custom(callee: str) -> bool:
